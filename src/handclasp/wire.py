@@ -1,0 +1,447 @@
+"""Every request and response type of the REST API: one definition for server, CLI, agent and SDK.
+
+Times are RFC 3339 strings in UTC, durations are strings such as ``90s`` or ``24h``, certificates and keys are PEM strings, fingerprints are
+lower-case hex SHA-256 of the DER. Requests refuse unknown fields, so a misspelt option is an error and not a silent default; responses
+accept them, so an older client reads a newer server.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Duration = Annotated[str, Meta(min_length=2, max_length=32, examples=["90s", "1h", "24h"])]
+Pem = Annotated[str, Meta(max_length=65536)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+NameList = Annotated[list[Annotated[str, Meta(min_length=1, max_length=512)]], Meta(max_length=100)]
+PatternList = Annotated[list[Annotated[str, Meta(min_length=1, max_length=512)]], Meta(max_length=1000)]
+
+
+class Request(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of what a client sends."""
+
+
+class Response(Struct, kw_only=True):
+    """Base of what the server answers."""
+
+
+class Problem(Response):
+    """RFC 9457 problem document; ``kind`` is the machine-readable reason (see :class:`handclasp.errors.Kind`)."""
+
+    type: str
+    title: str
+    status: int
+    kind: str
+    detail: str
+    hint: str = ""
+    instance: str = ""
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------------------------
+
+
+class IssueRequest(Request):
+    """Ask for a certificate over the key in ``csr``; the names come from here or from the CSR, and policy decides on the result."""
+
+    csr: Pem
+    identity: Annotated[str, Meta(max_length=2048)] | None = None
+    dns: NameList = field(default_factory=list)
+    ip: NameList = field(default_factory=list)
+    email: NameList = field(default_factory=list)
+    profile: Name | None = None
+    ttl: Duration | None = None
+
+
+class BatchRequest(Request):
+    """Up to 1,000 issuances in one request; each succeeds or fails by itself."""
+
+    requests: Annotated[list[IssueRequest], Meta(min_length=1, max_length=1000)]
+
+
+class RenewRequest(Request):
+    """Renew the certificate named in the path, over the key in ``csr`` (a new one, unless the profile allows the old)."""
+
+    csr: Pem
+    ttl: Duration | None = None
+
+
+class Issued(Response):
+    """A new certificate with everything needed to use and to renew it."""
+
+    certificate: str
+    chain: str
+    bundle: str
+    sha256: str
+    serial: str
+    identity: str
+    not_before: str
+    not_after: str
+    renew_after: str
+    renew_before: str
+    authority: str
+    log_entry: int
+
+
+class BatchItem(Response):
+    """Exactly one of ``issued`` and ``problem`` is set."""
+
+    issued: Issued | None = None
+    problem: Problem | None = None
+
+
+class BatchResponse(Response):
+    """Answers in the order of the requests."""
+
+    results: list[BatchItem]
+
+
+class RevokeRequest(Request):
+    """Revoke a certificate. ``key_compromise`` also blocks its key everywhere and revokes what else carries it."""
+
+    reason: str = "unspecified"
+    comment: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class Revoked(Response):
+    """Certificates that this request revoked (more than one after a key compromise)."""
+
+    revoked: list[str]
+    reason: str
+    revoked_at: str
+    log_entry: int
+
+
+class Certificate(Response):
+    """One certificate as the inventory knows it."""
+
+    sha256: str
+    serial: str
+    identity: str
+    dns: list[str]
+    ip: list[str]
+    email: list[str]
+    profile: str
+    authority: str
+    not_before: str
+    not_after: str
+    renew_after: str
+    renew_before: str
+    state: str
+    key_sha256: str
+    key_type: str
+    line: str
+    generation: int
+    predecessor: str | None
+    superseded_by: str | None
+    revoked_at: str | None
+    revocation_reason: str | None
+    granted_by: str
+    obtained_by: str
+    log_entry: int
+    certificate: str | None = None
+
+
+class CertificateList(Response):
+    """One page; pass ``next_cursor`` as ``cursor`` for the next, until it is null."""
+
+    items: list[Certificate]
+    next_cursor: str | None = None
+
+
+class RenewalInfo(Response):
+    """The server's current renewal suggestion for one certificate."""
+
+    sha256: str
+    renew_after: str
+    renew_before: str
+    state: str
+
+
+# --- identities -------------------------------------------------------------------------------------------------------------------------
+
+
+class Identity(Response):
+    """Who a workload is; outlives its certificates."""
+
+    identity: str
+    owner: str | None
+    tier: str | None
+    environment: str | None
+    created_at: str
+    certificates: int
+    newest: str | None
+    newest_not_after: str | None
+
+
+class IdentityList(Response):
+    """One page of identities."""
+
+    items: list[Identity]
+    next_cursor: str | None = None
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------------------------
+
+
+class TokenRequest(Request):
+    """Make a scoped access token. A token either issues certificates (``allow*``, ``profile``) or uses the API (``scopes``)."""
+
+    name: Name
+    owner: Annotated[str, Meta(max_length=256)] | None = None
+    allow: PatternList = field(default_factory=list)
+    allow_dns: PatternList = field(default_factory=list)
+    allow_ip: PatternList = field(default_factory=list)
+    allow_email: PatternList = field(default_factory=list)
+    profiles: Annotated[list[Name], Meta(max_length=20)] = field(default_factory=list)
+    max_ttl: Duration | None = None
+    uses: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1
+    """How many certificates it may obtain; 0 is without limit until it expires."""
+    expires: Duration = "10m"
+    cidr: PatternList = field(default_factory=list)
+    csr_hash: Sha256 | None = None
+    """SHA-256 of the DER of the only CSR that may be presented with it."""
+    renew: bool = True
+    """Whether holders of certificates obtained with it may renew them while the token is not revoked."""
+    agent: bool = False
+    """An enrolment token: it also issues the agent's own certificate, and that agent may then obtain what the token allows."""
+    labels: dict[str, str] = field(default_factory=dict)
+    scopes: Annotated[list[str], Meta(max_length=50)] = field(default_factory=list)
+
+
+class Token(Response):
+    """A token as listed: everything but its secret."""
+
+    id: str
+    name: str
+    owner: str | None
+    allow: list[str]
+    allow_dns: list[str]
+    allow_ip: list[str]
+    allow_email: list[str]
+    profiles: list[str]
+    max_ttl: str | None
+    uses: int
+    used: int
+    created_at: str
+    expires_at: str
+    last_used_at: str | None
+    revoked_at: str | None
+    cidr: list[str]
+    csr_hash: str | None
+    renew: bool
+    agent: bool
+    labels: dict[str, str]
+    scopes: list[str]
+    state: str
+
+
+class TokenCreated(Response):
+    """The only answer that ever shows the secret."""
+
+    id: str
+    name: str
+    token: str
+    expires_at: str
+    uses: int
+    log_entry: int
+
+
+class TokenList(Response):
+    """One page of tokens."""
+
+    items: list[Token]
+    next_cursor: str | None = None
+
+
+# --- policy and profiles ----------------------------------------------------------------------------------------------------------------
+
+
+class PolicyDocument(Request):
+    """A policy as its YAML text."""
+
+    text: Annotated[str, Meta(max_length=1_000_000)]
+
+
+class Policy(Response):
+    """The policy in force."""
+
+    text: str
+    sha256: str
+    applied_at: str | None
+    applied_by: str | None
+
+
+class PolicyChange(Response):
+    """One difference between the policy in force and a proposed one: ``added``, ``removed`` or ``changed``."""
+
+    change: str
+    subject: str
+    before: str | None = None
+    after: str | None = None
+
+
+class PolicyDiff(Response):
+    """What applying a policy would change; empty ``changes`` means nothing."""
+
+    changes: list[PolicyChange]
+    sha256: str
+    applied: bool = False
+    log_entry: int | None = None
+
+
+class Profile(Response):
+    """What a kind of certificate looks like."""
+
+    name: str
+    description: str
+    authority: str
+    key_types: list[str]
+    lifetime: str
+    min_lifetime: str
+    max_lifetime: str
+    backdate: str
+    usages: list[str]
+    names: list[str]
+    built_in: bool
+
+
+class ProfileList(Response):
+    """Every profile."""
+
+    items: list[Profile]
+
+
+class ProfileDocument(Request):
+    """Profiles as their YAML text; replaces all profiles that are not built in."""
+
+    text: Annotated[str, Meta(max_length=1_000_000)]
+
+
+# --- authorities and bundles ------------------------------------------------------------------------------------------------------------
+
+
+class Authority(Response):
+    """One authority: root or issuing."""
+
+    name: str
+    kind: str
+    trust_domain: str
+    subject: str
+    sha256: str
+    not_before: str
+    not_after: str
+    key_type: str
+    state: str
+    dns_zones: list[str]
+    crl_shards: int
+    certificate: str
+
+
+class AuthorityList(Response):
+    """Every authority."""
+
+    items: list[Authority]
+
+
+# --- agents -----------------------------------------------------------------------------------------------------------------------------
+
+
+class AgentIdentity(Request):
+    """What an agent reports about one identity it looks after."""
+
+    identity: str
+    sha256: str | None = None
+    not_after: str | None = None
+    renew_at: str | None = None
+    state: str
+    """``ok``, ``renewing``, ``overdue``, ``failed``."""
+    targets: list[str] = field(default_factory=list)
+    rotations: int = 0
+    last_success: str | None = None
+    last_failure: Annotated[str, Meta(max_length=2000)] | None = None
+
+
+class AgentReport(Request):
+    """What an agent sends after each change and at least once in its poll interval."""
+
+    hostname: Annotated[str, Meta(max_length=255)]
+    version: Annotated[str, Meta(max_length=64)]
+    identities: Annotated[list[AgentIdentity], Meta(max_length=2000)] = field(default_factory=list)
+
+
+class Agent(Response):
+    """An agent as the server knows it."""
+
+    identity: str
+    hostname: str
+    version: str
+    labels: dict[str, str]
+    enrolled_at: str
+    last_contact: str | None
+    address: str | None
+    state: str
+    identities: list[AgentIdentity]
+
+
+class AgentList(Response):
+    """One page of agents."""
+
+    items: list[Agent]
+    next_cursor: str | None = None
+
+
+# --- log --------------------------------------------------------------------------------------------------------------------------------
+
+
+class LogEntry(Response):
+    """One entry of the log, with its place in it."""
+
+    index: int
+    leaf_hash: str
+    entry: dict[str, Any]
+
+
+class LogEntryList(Response):
+    """One page of entries in log order."""
+
+    items: list[LogEntry]
+    next_cursor: str | None = None
+
+
+class LogProof(Response):
+    """An inclusion proof that can be checked without the server: C2SP tlog-proof text, and the entry it is about."""
+
+    index: int
+    tree_size: int
+    leaf_hash: str
+    path: list[str]
+    checkpoint: str
+    entry: str
+    proof: str
+
+
+class ErasePersonal(Request):
+    """Erase the salted personal data of one entry; the log itself keeps verifying."""
+
+    index: Annotated[int, Meta(ge=0)]
+
+
+class Done(Response):
+    """A change that has nothing to show but that it is durable and logged."""
+
+    log_entry: int
+
+
+class Health(Response):
+    """Liveness or readiness, with one line for each part that is not well."""
+
+    status: str
+    problems: list[str] = field(default_factory=list)
+
+
+def to_json(value: Struct) -> bytes:
+    """Encode a wire value."""
+    return msgspec.json.encode(value)
