@@ -97,8 +97,7 @@ certificate = Table(
 )
 Index("ix_certificate_identity_id_not_after", certificate.c.identity_id, certificate.c.not_after)
 Index("ix_certificate_not_after", certificate.c.not_after)
-Index("ix_certificate_spki_sha256", certificate.c.spki_sha256)
-Index("ix_certificate_line", certificate.c.line, certificate.c.generation)
+# No index on the key or the line: a key belongs to one identity and a line to one identity, so both are found through it.
 Index(
     "ix_certificate_revoked",
     certificate.c.authority_id,
@@ -187,7 +186,7 @@ log_head = Table(
 log_entry = Table(
     "log_entry",
     metadata,
-    Column("index", BigInteger, primary_key=True, autoincrement=False, comment="the entry's place in the log, given in its own transaction"),
+    Column("index", BigInteger, primary_key=True, autoincrement=False, comment="the entry's place in the log, given in its transaction"),
     Column("entry", LargeBinary, nullable=False, comment="canonical JSON, the exact bytes that are hashed"),
 )
 

@@ -1,0 +1,201 @@
+"""Opening a database, reading from it, and keeping it at the newest schema."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Engine, Row, create_engine, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.sql import Select
+
+from handclasp.clock import Clock, system_clock
+from handclasp.errors import HandclaspError, Kind
+from handclasp.store import tables
+from handclasp.store.backend import Backend, PostgresBackend, SqliteBackend
+from handclasp.store.ledger import Ledger
+
+GENERATION_POLL = 0.5
+"""Seconds after which a change of policy, tokens or authorities made by another process is seen here."""
+
+
+class Store:
+    """One open database: reads here, writes through :attr:`ledger`."""
+
+    def __init__(self, url: str, clock: Clock = system_clock, *, window: float = 0.001) -> None:
+        self.url = url
+        self.clock = clock
+        self.sqlite_path = _sqlite_path(url)
+        self._sync: Engine | None = None
+        self._async: AsyncEngine | None = None
+        backend: Backend
+        if self.sqlite_path is not None:
+            backend = SqliteBackend(self.sqlite_path)
+        else:
+            backend = PostgresBackend(url)
+        self.ledger = Ledger(backend, clock, window=window)
+        self._hot: sqlite3.Connection | None = None
+        self._poll: asyncio.Task[None] | None = None
+        self._seen_generation = ""
+
+    @classmethod
+    async def open(cls, url: str, clock: Clock = system_clock, *, window: float = 0.001, migrate: bool = True) -> Store:
+        """Open ``sqlite:///PATH`` or ``postgresql://…``, bring the schema up to date, and start the ledger.
+
+        Raises ``unavailable`` when the database cannot be reached, ``bad_setting`` for another URL.
+        """
+        store = cls(url, clock, window=window)
+        try:
+            if migrate:
+                await store.migrate()
+            store._open_readers()
+            store.ledger.start()
+            await store._poll_generation()
+        except (OSError, sqlite3.Error, asyncpg.PostgresError, DBAPIError) as error:
+            raise HandclaspError(Kind.UNAVAILABLE, f"the database cannot be opened: {str(error).splitlines()[0]}") from error
+        store._poll = asyncio.get_running_loop().create_task(store._keep_polling(), name="generation")
+        return store
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded database (one process) and not PostgreSQL (any number)."""
+        return self.sqlite_path is not None
+
+    @property
+    def generation(self) -> int:
+        """A number that changes whenever tokens, policy, profiles or authorities changed anywhere (seen within 0.5 s)."""
+        return self.ledger.generation
+
+    async def migrate(self) -> None:
+        """Bring the schema to the newest version. Safe to run from several processes at once; durable on return."""
+        from handclasp.store.migrate import upgrade
+
+        if self.sqlite_path is not None:
+            self.sqlite_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await upgrade(self.url)
+
+    def _open_readers(self) -> None:
+        if self.sqlite_path is not None:
+            path = self.sqlite_path
+            self._sync = create_engine("sqlite+pysqlite://", creator=lambda: _read_only(path), poolclass=QueuePool, pool_size=4)
+            self._hot = _read_only(path)
+        else:
+            self._async = create_async_engine(
+                self.url.replace("postgresql://", "postgresql+asyncpg://", 1), pool_size=4, max_overflow=4, pool_pre_ping=True
+            )
+
+    async def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        """Run a query and return its rows. It may take long: other requests go on meanwhile. Raises ``unavailable``."""
+        try:
+            if self._sync is not None:
+                return await asyncio.to_thread(self._rows_sync, statement)
+            assert self._async is not None
+            async with self._async.connect() as connection:
+                return (await connection.execute(statement)).all()
+        except (DBAPIError, OSError) as error:
+            raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
+
+    async def row(self, statement: Select[Any]) -> Row[Any] | None:
+        """Run a query and return its first row, or None."""
+        found = await self.rows(statement.limit(1))
+        return found[0] if found else None
+
+    def _rows_sync(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        assert self._sync is not None
+        with self._sync.connect() as connection:
+            return connection.execute(statement).all()
+
+    async def point(self, sql: str, arguments: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Read one row by key on the hot path. ``sql`` has ``?`` marks. On SQLite this is a few microseconds, in the loop."""
+        try:
+            if self._hot is not None:
+                found: tuple[Any, ...] | None = self._hot.execute(sql, arguments).fetchone()
+                return found
+            assert self._async is not None
+            async with self._async.connect() as connection:
+                names = {f"p{number}": value for number, value in enumerate(arguments)}
+                row = (await connection.execute(text(_named(sql)), names)).first()
+                return tuple(row) if row is not None else None
+        except (DBAPIError, sqlite3.Error, OSError) as error:
+            raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
+
+    async def entries(self, start: int, limit: int) -> list[bytes]:
+        """Return log entries in order from ``start``, at most ``limit`` of them."""
+        column = tables.log_entry.c
+        found = await self.rows(select(column.entry).where(column.index >= start).order_by(column.index).limit(limit))
+        return [bytes(row.entry) for row in found]
+
+    @contextlib.asynccontextmanager
+    async def leader(self, name: str) -> AsyncIterator[bool]:
+        """Yield whether this process alone does the job ``name`` while inside. SQLite has one process, so always true there."""
+        if self._async is None:
+            yield True
+            return
+        async with self._async.connect() as connection:
+            key = int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
+            got = (await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})).scalar()
+            await connection.commit()
+            try:
+                yield bool(got)
+            finally:
+                if got:
+                    await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+                    await connection.commit()
+
+    async def _poll_generation(self) -> None:
+        found = await self.point("SELECT value FROM meta WHERE name = ?", ("generation",))
+        value = found[0] if found else ""
+        if value != self._seen_generation:
+            self._seen_generation = value
+            self.ledger.generation += 1
+
+    async def _keep_polling(self) -> None:
+        while True:
+            await asyncio.sleep(GENERATION_POLL)
+            with contextlib.suppress(HandclaspError):  # a database that is away is reported by those who need it
+                await self._poll_generation()
+
+    async def close(self) -> None:
+        """Commit what is waiting and close every connection."""
+        if self._poll is not None:
+            self._poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poll
+        await self.ledger.close()
+        if self._hot is not None:
+            self._hot.close()
+        if self._sync is not None:
+            self._sync.dispose()
+        if self._async is not None:
+            await self._async.dispose()
+
+
+def _sqlite_path(url: str) -> Path | None:
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///"))
+    if url.startswith("postgresql://"):
+        return None
+    raise HandclaspError(
+        Kind.BAD_SETTING, f"{url.split('://')[0]!r} is not a database we know", hint="use sqlite:///PATH or postgresql://USER@HOST/NAME"
+    )
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """A reader that can never write or checkpoint: SQLite before 3.51.3 may corrupt a WAL file that two connections checkpoint."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("PRAGMA query_only=ON")
+    connection.execute("PRAGMA cache_size=-16384")
+    return connection
+
+
+def _named(sql: str) -> str:
+    parts = sql.split("?")
+    return "".join(part + (f":p{number}" if number < len(parts) - 1 else "") for number, part in enumerate(parts))
