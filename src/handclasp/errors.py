@@ -56,6 +56,7 @@ class Kind(StrEnum):
     UNAVAILABLE = "unavailable"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
+    DELIVERY_FAILED = "delivery_failed"
 
 
 class HandclaspError(Exception):

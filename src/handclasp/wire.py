@@ -106,12 +106,12 @@ class RevokeRequest(Request):
 
 
 class Revoked(Response):
-    """Certificates that this request revoked (more than one after a key compromise)."""
+    """Certificates that this request revoked: more than one after a key compromise, none when it was revoked before."""
 
     revoked: list[str]
     reason: str
     revoked_at: str
-    log_entry: int
+    log_entry: int | None
 
 
 class Certificate(Response):
@@ -346,6 +346,19 @@ class AuthorityList(Response):
     items: list[Authority]
 
 
+class Bundle(Response):
+    """The anchors of one trust domain."""
+
+    trust_domain: str
+    pem: str
+
+
+class BundleList(Response):
+    """Every trust domain served here, with its anchors."""
+
+    items: list[Bundle]
+
+
 # --- agents -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +383,12 @@ class AgentReport(Request):
     hostname: Annotated[str, Meta(max_length=255)]
     version: Annotated[str, Meta(max_length=64)]
     identities: Annotated[list[AgentIdentity], Meta(max_length=2000)] = field(default_factory=list)
+
+
+class Reported(Response):
+    """A report was taken."""
+
+    received_at: str
 
 
 class Agent(Response):

@@ -1,0 +1,123 @@
+"""Grants: who may obtain what, for how long, from where. A grant stands alone; nothing ever adds two of them up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from handclasp.access.patterns import NO_CLAIMS, ClaimPattern, Claims, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
+from handclasp.pki.names import Names
+
+ACTIONS = frozenset({"issue", "renew", "revoke"})
+"""Everything that can be asked of :func:`handclasp.access.authorize.authorize`. What is not here is refused."""
+
+AGENT_PROFILE = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRule:
+    """Fits a client certificate by its identity: a SPIFFE ID, or ``dns:NAME`` / ``email:ADDRESS`` where it has none."""
+
+    prefix: str
+    patterns: Patterns
+
+    def fits(self, identity: str) -> bool:
+        """Return whether the identity (as :attr:`Names.identity`) is covered."""
+        return identity.startswith(self.prefix) and self.patterns.covers(identity.removeprefix(self.prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRule:
+    """Fits an agent's certificate when the agent has every one of these labels."""
+
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OidcRule:
+    """Fits a verified token of one issuer when every named claim is there and matches."""
+
+    provider: str
+    issuer: str
+    claims: tuple[tuple[str, ClaimPattern], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRule:
+    """Fits an access token by its name, when that token carries no grant of its own."""
+
+    name: str
+
+
+PrincipalRule = CertificateRule | AgentRule | OidcRule | TokenRule
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One grant, of the policy (``policy:NAME``) or of a token (``token:ID``).
+
+    What is empty allows nothing, with two exceptions that only ever narrow: no ``sources`` means from anywhere, no ``max_ttl`` means as
+    long as the profile allows.
+    """
+
+    name: str
+    principals: tuple[PrincipalRule, ...] = ()
+    identities: IdentityPatterns = field(default_factory=IdentityPatterns)
+    dns: DnsPatterns = field(default_factory=DnsPatterns)
+    ip: Networks = field(default_factory=Networks)
+    email: EmailPatterns = field(default_factory=EmailPatterns)
+    profiles: frozenset[str] = frozenset()
+    max_ttl: float | None = None
+    """Seconds."""
+    sources: Networks = field(default_factory=Networks)
+    actions: frozenset[str] = frozenset({"issue"})
+    """What its principals may do by it themselves; see :data:`ACTIONS`."""
+    renew: bool = True
+    """Whether who holds a certificate obtained by it may renew that certificate, as long as the grant is there and covers it."""
+    single_use_jwt: bool = False
+    """Whether each OIDC token serves once; its ``jti`` is spent with the certificate."""
+    agent: bool = False
+    """An enrolment grant: it gives an agent its own certificate, and that agent then obtains what the grant allows."""
+
+    @property
+    def has_names(self) -> bool:
+        """Whether it covers any name at all."""
+        return bool(self.identities or self.dns or self.ip or self.email)
+
+    def uncovered(self, names: Names, claims: Claims = NO_CLAIMS) -> str | None:
+        """Return the first of the names that this grant, by itself, does not cover; None when it covers all."""
+        if names.spiffe is not None and not self.identities.covers(names.spiffe, claims):
+            return names.spiffe
+        for name in names.dns:
+            if not self.dns.covers(name, claims):
+                return name
+        for address in names.ip:
+            if not self.ip.covers(address):
+                return address
+        for mailbox in names.email:
+            if not self.email.covers(mailbox, claims):
+                return mailbox
+        return None
+
+    def uncovered_by_enrolment(self, names: Names) -> str | None:
+        """As :meth:`uncovered`, for an agent's own certificate: any ``spiffe://TD/agent/NAME``, in a trust domain that the grant speaks of.
+
+        A grant that lists agents' identities gives these and no others.
+        """
+        patterns = self.identities
+        if not self.agent or names.spiffe is None or patterns.agents:
+            return self.uncovered(names)
+        trust_domain = names.spiffe.removeprefix("spiffe://").partition("/")[0]
+        if not is_agent_identity(names.spiffe) or (patterns.trust_domains and trust_domain not in patterns.trust_domains):
+            return names.spiffe
+        return self.uncovered(Names(dns=names.dns, ip=names.ip, email=names.email))
+
+
+def is_agent_identity(spiffe_id: str) -> bool:
+    """Return whether the SPIFFE ID is an agent's own: ``spiffe://TD/agent/NAME`` with one segment after ``agent``."""
+    path = spiffe_id.removeprefix("spiffe://").split("/")[1:]
+    return len(path) == 2 and path[0] == "agent"
+
+
+def in_agent_space(spiffe_id: str) -> bool:
+    """Return whether the SPIFFE ID is below ``spiffe://TD/agent``, where nobody but agents has a name."""
+    return spiffe_id.removeprefix("spiffe://").split("/", 2)[1:2] == ["agent"]

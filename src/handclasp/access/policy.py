@@ -1,0 +1,313 @@
+"""Policy: a file of grants and deny rules, read whole, compared as a whole, and deny by default.
+
+.. code-block:: yaml
+
+    version: 1
+    oidc:
+      - {name: cluster-a, issuer: https://oidc.example.org, audience: handclasp, single_use: false}
+    grants:
+      - name: web-prod
+        principals:                      # any one of these
+          - certificate: spiffe://example.org/deployer
+          - agent: {role: web}           # an agent with all of these labels
+          - oidc: cluster-a
+            claims: {kubernetes.io.namespace: prod}
+          - token: web-bootstrap         # a token that carries no grant of its own
+        identities: [spiffe://example.org/prod/*]
+        dns: [web.example.org]
+        profiles: [workload]
+        max_ttl: 24h
+        from: [10.0.0.0/8]
+        actions: [issue]
+        renew: true
+    deny:
+      - {name: frozen, identities: [spiffe://example.org/prod/ledger], reason: change freeze}
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from handclasp.access.grants import ACTIONS, AgentRule, CertificateRule, Grant, OidcRule, PrincipalRule, TokenRule
+from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
+from handclasp.access.yamlshape import Part, document_of
+from handclasp.clock import format_duration, parse_duration
+from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.names import Names
+from handclasp.wire import PolicyChange
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DenyRule:
+    """Names that nobody obtains, whatever any grant says."""
+
+    name: str
+    identities: IdentityPatterns
+    dns: DnsPatterns
+    reason: str = ""
+
+    def denied(self, names: Names) -> str | None:
+        """Return the first of the names that this rule denies, or None. A wildcard is denied for every host that it would serve."""
+        if names.spiffe is not None and self.identities.covers(names.spiffe):
+            return names.spiffe
+        return next((name for name in names.dns if self.dns.touches(name)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class OidcIssuer:
+    """An OIDC issuer whose tokens are taken, and how."""
+
+    name: str
+    issuer: str
+    audience: str
+    jwks_url: str | None = None
+    single_use: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One whole policy. Immutable: the policy in force is replaced, never edited."""
+
+    grants: tuple[Grant, ...] = ()
+    deny: tuple[DenyRule, ...] = ()
+    oidc: tuple[OidcIssuer, ...] = ()
+    text: str = ""
+    sha256: bytes = field(default=hashlib.sha256(b"").digest())
+    """Of the text in UTF-8."""
+
+    def grant_named(self, name: str) -> Grant | None:
+        """Return the grant ``policy:NAME``, or None when it is not there (any more)."""
+        return next((grant for grant in self.grants if grant.name == name), None)
+
+
+EMPTY = Policy()
+"""The policy of a new installation: nobody obtains anything by it, only by tokens."""
+
+
+def parse_policy(text: str, source: str = "policy.yaml") -> Policy:
+    """Return the policy that ``text`` says. Raises one ``bad_policy`` with every mistake as ``source:line: message``."""
+    top = document_of(text, source, Kind.BAD_POLICY)
+    top.keys("version", "oidc", "grants", "deny")
+    if top.value.get("version") != 1:
+        top.problem("version", "the version must be 1")
+    issuers = [_oidc_issuer(part) for part in top.parts("oidc")]
+    _unique(top.parts("oidc", quiet=True), "name")
+    _unique(top.parts("oidc", quiet=True), "issuer")
+    by_name = {issuer.name: issuer for issuer in issuers}
+    grants = [_grant(part, by_name) for part in top.parts("grants")]
+    _unique(top.parts("grants", quiet=True), "name")
+    deny = [_deny(part) for part in top.parts("deny")]
+    _unique(top.parts("deny", quiet=True), "name")
+    top.problems.raise_if_any()
+    return Policy(tuple(grants), tuple(deny), tuple(issuers), text, hashlib.sha256(text.encode()).digest())
+
+
+def _unique(parts: Iterable[Part], key: str) -> None:
+    seen: set[str] = set()
+    for part in parts:
+        value = part.value.get(key)
+        if isinstance(value, str) and value in seen:
+            part.problem(key, f"{key} {value!r} is given twice")
+        elif isinstance(value, str):
+            seen.add(value)
+
+
+def _oidc_issuer(part: Part) -> OidcIssuer:
+    part.keys("name", "issuer", "audience", "jwks_url", "single_use")
+    for key in ("issuer", "jwks_url"):
+        url = part.value.get(key)
+        if isinstance(url, str) and not url.startswith(("https://", "http://")):
+            part.problem(key, f"{key} must be an https:// URL")
+    return OidcIssuer(
+        part.name(),
+        part.text("issuer"),
+        part.text("audience"),
+        part.text("jwks_url") if "jwks_url" in part.value else None,
+        part.flag("single_use", False),
+    )
+
+
+def _grant(part: Part, issuers: Mapping[str, OidcIssuer]) -> Grant:
+    part.keys("name", "principals", "identities", "dns", "ip", "email", "profiles", "max_ttl", "from", "actions", "renew")
+    name = part.name()
+    rules = [_principal(rule, issuers) for rule in part.parts("principals", required=True)]
+    kept = tuple(rule for rule in rules if rule is not None)
+    actions = frozenset(part.texts("actions")) or frozenset({"issue"})
+    for action in sorted(actions - ACTIONS):
+        part.problem("actions", f"{action!r} is not one of {', '.join(sorted(ACTIONS))}")
+    if not any(part.value.get(key) for key in ("identities", "dns", "ip", "email")):
+        part.problem("name", "a grant names identities, dns, ip or email: without any it allows nothing")
+    grant = Grant(
+        name=f"policy:{name}",
+        principals=kept,
+        identities=_patterns(part, "identities", IdentityPatterns),
+        dns=_patterns(part, "dns", DnsPatterns),
+        ip=_patterns(part, "ip", Networks),
+        email=_patterns(part, "email", EmailPatterns),
+        profiles=frozenset(part.texts("profiles", required=True)),
+        max_ttl=_duration(part, "max_ttl"),
+        sources=_patterns(part, "from", Networks),
+        actions=actions,
+        renew=part.flag("renew", True),
+        single_use_jwt=any(isinstance(rule, OidcRule) and issuers[rule.provider].single_use for rule in kept),
+    )
+    if any(isinstance(rule, TokenRule) for rule in kept) and any(
+        patterns.has_placeholders for patterns in (grant.identities, grant.dns, grant.email)
+    ):
+        part.problem("principals", "a token has no claims to fill placeholders with")
+    return grant
+
+
+def _principal(part: Part, issuers: Mapping[str, OidcIssuer]) -> PrincipalRule | None:
+    kinds = [key for key in ("certificate", "agent", "oidc", "token") if key in part.value]
+    if len(kinds) != 1:
+        part.problem("", "a principal is exactly one of certificate, agent, oidc and token")
+        return None
+    kind = kinds[0]
+    part.keys(kind, *(["claims"] if kind == "oidc" else []))
+    if kind == "token":
+        return TokenRule(part.text("token"))
+    if kind == "agent":
+        return _agent_rule(part)
+    if kind == "oidc":
+        return _oidc_rule(part, issuers)
+    return part.attempt("certificate", lambda: _certificate_rule(part.text("certificate")))
+
+
+def _certificate_rule(text: str) -> CertificateRule:
+    for prefix, patterns in (("dns:", DnsPatterns), ("email:", EmailPatterns)):
+        if text.startswith(prefix):
+            return CertificateRule(prefix, _no_placeholders(patterns([text.removeprefix(prefix)])))
+    return CertificateRule("", _no_placeholders(IdentityPatterns([text] if text else [])))
+
+
+def _no_placeholders(patterns: Patterns) -> Patterns:
+    if patterns.has_placeholders:
+        raise HandclaspError(Kind.BAD_POLICY, "there is nothing here to fill placeholders with")
+    return patterns
+
+
+def _agent_rule(part: Part) -> AgentRule | None:
+    labels = part.value["agent"]
+    if not isinstance(labels, dict) or not labels or not all(isinstance(value, str) and value for value in labels.values()):
+        part.problem("agent", "write the labels that an agent must have, as text: {role: web}")
+        return None
+    return AgentRule(tuple(sorted(labels.items())))
+
+
+def _oidc_rule(part: Part, issuers: Mapping[str, OidcIssuer]) -> OidcRule | None:
+    provider = part.text("oidc")
+    if provider not in issuers:
+        part.problem("oidc", f"{provider!r} is not under oidc: in this policy")
+        return None
+    claims = part.value.get("claims")
+    if not isinstance(claims, dict) or not claims:
+        part.problem("claims", "name at least one claim: without any, everybody with a token of this issuer is meant")
+        return None
+    compiled = []
+    for claim, value in claims.items():
+        pattern = part.attempt("claims", lambda value=value: ClaimPattern(value))  # type: ignore[misc]
+        if pattern is not None:
+            compiled.append((claim, pattern))
+    return OidcRule(provider, issuers[provider].issuer, tuple(compiled))
+
+
+def _deny(part: Part) -> DenyRule:
+    part.keys("name", "identities", "dns", "reason")
+    if not part.value.get("identities") and not part.value.get("dns"):
+        part.problem("name", "a deny rule names identities or dns")
+    rule = DenyRule(
+        part.name(),
+        _patterns(part, "identities", IdentityPatterns),
+        _patterns(part, "dns", DnsPatterns),
+        part.text("reason") if "reason" in part.value else "",
+    )
+    if rule.identities.has_placeholders or rule.dns.has_placeholders:
+        part.problem("name", "a deny rule holds for everybody: it has no placeholders")
+    return rule
+
+
+def _patterns(part: Part, key: str, make: Callable[[Iterable[str]], T]) -> T:
+    """Compile a list of patterns, reporting each bad one at its own line."""
+    good = []
+    for index, text in enumerate(part.texts(key)):
+        if part.attempt((key, index), lambda text=text: make([text])) is not None:  # type: ignore[misc]
+            good.append(text)
+    return make(good)
+
+
+def _duration(part: Part, key: str) -> float | None:
+    if key not in part.value:
+        return None
+    seconds = part.attempt(key, lambda: parse_duration(part.text(key)))
+    if seconds is not None and seconds <= 0:
+        part.problem(key, "a certificate lives longer than nothing")
+    return seconds
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------------------------
+
+
+def diff(old: Policy, new: Policy) -> list[PolicyChange]:
+    """Return what differs in meaning between two policies: grants, deny rules, issuers. Comments and order are no difference."""
+    changes = []
+    before, after = _meaning(old), _meaning(new)
+    for subject in [*after, *(subject for subject in before if subject not in after)]:
+        was, will = before.get(subject), after.get(subject)
+        if was != will:
+            change = "added" if was is None else "removed" if will is None else "changed"
+            changes.append(PolicyChange(change=change, subject=subject, before=was, after=will))
+    return changes
+
+
+def _meaning(policy: Policy) -> dict[str, str]:
+    """Return every part of a policy as canonical JSON, by what it is."""
+    parts: dict[str, Any] = {f"grant {grant.name.removeprefix('policy:')}": _grant_meaning(grant) for grant in policy.grants}
+    for rule in policy.deny:
+        meaning: dict[str, Any] = {"identities": sorted(rule.identities.texts), "dns": sorted(rule.dns.texts), "reason": rule.reason}
+        parts[f"deny {rule.name}"] = _without_empty(meaning)
+    for issuer in policy.oidc:
+        meaning = {"issuer": issuer.issuer, "audience": issuer.audience, "jwks_url": issuer.jwks_url, "single_use": issuer.single_use}
+        parts[f"oidc {issuer.name}"] = _without_empty(meaning)
+    return {subject: msgspec.json.encode(meaning, order="sorted").decode() for subject, meaning in parts.items()}
+
+
+def _grant_meaning(grant: Grant) -> dict[str, Any]:
+    principals = sorted((_rule_meaning(rule) for rule in grant.principals), key=lambda rule: msgspec.json.encode(rule, order="sorted"))
+    return {
+        **_without_empty(
+            {
+                "principals": principals,
+                "identities": sorted(grant.identities.texts),
+                "dns": sorted(grant.dns.texts),
+                "ip": sorted(grant.ip.texts),
+                "email": sorted(grant.email.texts),
+                "profiles": sorted(grant.profiles),
+                "max_ttl": None if grant.max_ttl is None else format_duration(grant.max_ttl),
+                "from": sorted(grant.sources.texts),
+                "actions": sorted(grant.actions),
+            }
+        ),
+        "renew": grant.renew,
+    }
+
+
+def _rule_meaning(rule: PrincipalRule) -> dict[str, Any]:
+    if isinstance(rule, CertificateRule):
+        return {"certificate": rule.prefix + rule.patterns.texts[0]}
+    if isinstance(rule, AgentRule):
+        return {"agent": dict(rule.labels)}
+    if isinstance(rule, OidcRule):
+        return {"oidc": rule.provider, "claims": {claim: pattern.value for claim, pattern in rule.claims}}
+    return {"token": rule.name}
+
+
+def _without_empty(parts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in parts.items() if value not in (None, [], "", False)}

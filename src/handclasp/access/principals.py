@@ -1,0 +1,122 @@
+"""Principals: who a caller is, once that is proven. They hold no secret and may be logged as :meth:`to_log` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handclasp.access.grants import Grant
+from handclasp.pki.names import Names
+
+SCOPES: dict[str, str] = {
+    "admin": "everything that any other scope allows",
+    "agents:read": "list agents and what they report",
+    "agents:report": "report as an agent (its own certificate carries this)",
+    "authorities:read": "list authorities",
+    "certificates:read": "list certificates and identities, and their history",
+    "certificates:revoke": "revoke any certificate",
+    "identities:write": "assign owner, tier and environment to identities",
+    "log:read": "read the log, its tiles, checkpoints and proofs",
+    "log:write": "add cosignatures, and erase personal data from log entries",
+    "metrics:read": "read metrics",
+    "policy:read": "read and compare policy and profiles",
+    "policy:write": "put policy and profiles in force",
+    "tokens:read": "list tokens",
+    "tokens:write": "create tokens, with no scope beyond one's own, and revoke them",
+}
+"""What a token that uses the API may be allowed. Append-only: a scope that was ever given out keeps its meaning."""
+
+_NO_SCOPES: frozenset[str] = frozenset()
+_AGENT_SCOPES = frozenset({"agents:report"})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrincipal:
+    """The bearer of an access token."""
+
+    id: str
+    name: str
+    owner: str | None
+    grant: Grant
+    scopes: frozenset[str] = _NO_SCOPES
+    agent: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    csr_sha256: bytes | None = None
+    uses: int = 1
+    """How many certificates it may obtain in all; 0 is without limit. The ledger counts them."""
+    expires_at: int = 0
+
+    kind = "token"
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return f"token:{self.id} ({self.name})"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        return {"kind": "token", "id": self.id, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePrincipal:
+    """The holder of a certificate issued here, proven by the handshake of this very connection.
+
+    ``sha256`` is of the whole certificate's DER: a serial and an issuer name are not enough (openbao#173).
+    """
+
+    sha256: bytes
+    identity: str
+    names: Names
+    """Every name in the certificate; a renewal can have these and no others."""
+    profile: str
+    line: bytes
+    generation: int
+    granted_by: str
+    """The grant its line began with: ``token:ID`` or ``policy:NAME``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    is_agent: bool = False
+
+    kind = "certificate"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What of the API it may use: agents report, and nothing else."""
+        return _AGENT_SCOPES if self.is_agent else _NO_SCOPES
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return f"certificate:{self.identity}"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        return {"kind": "certificate", "identity": self.identity, "sha256": self.sha256.hex()}
+
+
+@dataclass(frozen=True, slots=True)
+class OidcPrincipal:
+    """A workload with a verified token of an OIDC issuer that the policy names."""
+
+    issuer: str
+    subject: str
+    claims: Mapping[str, Any]
+    jti: str | None
+    expires_at: int
+
+    kind = "oidc"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Nothing of the API: such a token obtains certificates only."""
+        return _NO_SCOPES
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return f"oidc:{self.subject} ({self.issuer})"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        return {"kind": "oidc", "issuer": self.issuer, "subject": self.subject} | ({"jti": self.jti} if self.jti else {})
+
+
+Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal

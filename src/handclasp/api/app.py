@@ -1,0 +1,248 @@
+"""The ASGI application over a table of routes: find the route, know the caller, read the body, call the handler, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Struct
+from prometheus_client import Counter, Histogram
+from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from handclasp.access.authorize import Refused, check_scope
+from handclasp.access.principals import Principal
+from handclasp.api.authenticate import authenticate
+from handclasp.api.problems import STATUS, to_problem
+from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, Call, Plain, Route
+from handclasp.api.services import Services
+from handclasp.errors import HandclaspError, Kind
+from handclasp.issuance.request import Source
+from handclasp.log.entries import make_entry
+from handclasp.store.ledger import Write
+
+REQUESTS = Counter("handclasp_requests_total", "Requests answered, by route and status.", ["method", "path", "status"])
+SECONDS = Histogram(
+    "handclasp_request_seconds", "Time to answer a request, by route.", ["method", "path"], buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
+)
+
+_REFUSALS = frozenset({401, 403, 429})
+_JSON = b"application/json"
+_PROBLEM = b"application/problem+json"
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"strict-transport-security", b"max-age=31536000"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_log = logging.getLogger("handclasp.api")
+
+
+def make_app(routes: Iterable[Route], services: Services, *, door: str = "api") -> ASGIApp:
+    """Return the application for a table of routes."""
+    by_path: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, {})[route.method] = route
+    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door), methods=_ALL) for path, methods in by_path.items()]
+    return Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door))
+
+
+_ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
+"""Every method reaches the endpoint of its path, which answers 405 itself, as a problem document."""
+
+
+class Endpoint:
+    """One path with its methods, as an ASGI application."""
+
+    def __init__(self, methods: Mapping[str, Route], services: Services, door: str) -> None:
+        self._services = services
+        self._door = door
+        self._actions = {name: _Action(route) for name, route in methods.items()}
+        if "GET" in self._actions:
+            self._actions["HEAD"] = self._actions["GET"]
+        self._allow = ", ".join(self._actions).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever goes wrong becomes a problem document."""
+        action = self._actions.get(scope["method"])
+        source = Source(self._door, scope["client"][0] if scope.get("client") else None)
+        headers = dict(scope["headers"])
+        caller: list[Principal | None] = [None]
+        try:
+            if action is None:
+                raise self._no_action(scope)
+            try:
+                async with asyncio.timeout(self._services.request_timeout):
+                    answer = await self._answer(action, scope, receive, source, headers, caller)
+            except TimeoutError as error:
+                raise HandclaspError(Kind.TIMEOUT, "this took too long", hint="try again; the server may be overloaded") from error
+        except HandclaspError as error:
+            answer = await self._refuse(error, scope, source, caller[0])
+        except Exception:  # the last line of defence: a bug must not take the connection down or show its inside
+            _log.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            answer = _problem_answer(HandclaspError(Kind.INTERNAL, "unexpected error"), scope["path"])
+        if action is not None:
+            action.count(answer[0])
+        await _send(send, answer, scope["method"] == "HEAD")
+
+    def _no_action(self, scope: Scope) -> HandclaspError:
+        if self._actions:
+            return HandclaspError(Kind.METHOD_NOT_ALLOWED, f"{scope['method']} is not possible here", hint=f"use {self._allow.decode()}")
+        return HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
+
+    async def _answer(
+        self, action: _Action, scope: Scope, receive: Receive, source: Source, headers: dict[bytes, bytes], caller: list[Principal | None]
+    ) -> _Answer:
+        services, route = self._services, action.route
+        certificate = scope.get("extensions", {}).get("tls", {}).get("client_sha256")
+        if route.scope != PUBLIC:
+            caller[0] = principal = await authenticate(services, headers, certificate)
+            _check_may_call(principal, route)
+            assert principal is not None
+            services.principal_limit.check(principal.describe())
+        body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
+        query = _query(scope["query_string"])
+        call = Call(services, source, scope.get("path_params", {}), query, headers, action.decode(body, headers), caller[0], certificate)
+        return _to_answer(route, await route.handler(call), headers)
+
+    async def _refuse(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> _Answer:
+        """Log what was a decision and is not in the log yet, slow down who is refused all the time, and answer."""
+        status = STATUS[error.kind]
+        if status in _REFUSALS and source.address is not None and error.kind is not Kind.RATE_LIMITED:
+            try:
+                self._services.refused_limit.check(source.address)
+            except HandclaspError as limited:
+                return _problem_answer(limited, scope["path"])
+            if scope["path"] not in _LOGS_ITSELF or caller is None:
+                await self._log_refusal(error, scope, source, caller)
+        elif status >= 500:
+            _log.error("%s %s: %s", scope["method"], scope["path"], error)
+        return _problem_answer(error, scope["path"], self._allow)
+
+    async def _log_refusal(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> None:
+        if caller is not None and scope["path"].endswith((":renew", ":revoke", ":batch")) and scope["path"].startswith("/v1/certificates"):
+            return  # issuance and revocation log their own refusals, with more to say
+        entry = make_entry(
+            "access.refused",
+            at=self._services.clock(),
+            who=caller.to_log() if caller is not None else {"kind": "unknown"},
+            what={"method": scope["method"], "path": scope["path"][:200]},
+            why={"kind": error.kind.value},
+            source=source.to_log(),
+        )
+        with contextlib.suppress(HandclaspError):  # the database is away: the refusal stands all the same
+            await self._services.store.ledger.commit(Write([entry]))
+
+
+_LOGS_ITSELF = frozenset({"/v1/certificates"})
+_Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+
+class _Action:
+    """A route with what is worth making once: its decoder and its counters."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.has_body = route.method in ("POST", "PUT", "PATCH")
+        self._decoder = msgspec.json.Decoder(route.request) if route.request is not None else None
+        self._counters: dict[int, Any] = {}
+
+    def decode(self, body: bytes, headers: Mapping[bytes, bytes]) -> Any:
+        """Return the body as the route's request type; as text where it has none."""
+        if self._decoder is None:
+            return body
+        media_type = headers.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
+        if media_type != _JSON:
+            raise HandclaspError(Kind.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise HandclaspError(Kind.BAD_REQUEST, f"the body cannot be used: {error}") from error
+
+    def count(self, status: int) -> None:
+        """Count one answer."""
+        counter = self._counters.get(status)
+        if counter is None:
+            counter = self._counters[status] = REQUESTS.labels(self.route.method, self.route.path, str(status))
+        counter.inc()
+
+
+def _check_may_call(principal: Principal | None, route: Route) -> None:
+    if principal is None:
+        raise HandclaspError(Kind.NOT_AUTHENTICATED, "this needs a token or a client certificate", hint="send Authorization: Bearer TOKEN")
+    if route.scope != ANY_PRINCIPAL:
+        decision = check_scope(principal, route.scope)
+        if isinstance(decision, Refused):
+            raise HandclaspError(decision.kind, decision.reason)
+
+
+async def _read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise HandclaspError(Kind.TOO_LARGE, f"the body has more than {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HandclaspError(Kind.BAD_REQUEST, "the connection ended before the body did")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise HandclaspError(Kind.TOO_LARGE, f"the body has more than {limit} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts) if len(parts) != 1 else part
+
+
+def _query(raw: bytes) -> dict[str, str]:
+    if not raw:
+        return {}
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=50, errors="strict")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise HandclaspError(Kind.BAD_REQUEST, "the query string cannot be read") from error
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise HandclaspError(Kind.BAD_REQUEST, "a query parameter is given twice")
+    return query
+
+
+def _to_answer(route: Route, value: Struct | Plain, headers: Mapping[bytes, bytes]) -> _Answer:
+    if not isinstance(value, Plain):
+        return route.status, [(b"content-type", _JSON)], msgspec.json.encode(value)
+    answer_headers = [(b"content-type", value.media_type.encode()), *value.headers]
+    answer_headers.append((b"cache-control", f"max-age={value.max_age}".encode() if value.max_age else b"no-cache"))
+    if value.etag is not None:
+        answer_headers.append((b"etag", value.etag.encode()))
+        if value.etag.encode() in [tag.strip().removeprefix(b"W/") for tag in headers.get(b"if-none-match", b"").split(b",")]:
+            return 304, answer_headers[1:], b""
+    return route.status, answer_headers, value.data
+
+
+def _problem_answer(error: HandclaspError, path: str, allow: bytes = b"") -> _Answer:
+    problem = to_problem(error, path)
+    headers = [(b"content-type", _PROBLEM)]
+    if problem.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="handclasp"'))
+    if problem.status == 405 and allow:
+        headers.append((b"allow", allow))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after + 0.5))).encode()))
+    return problem.status, headers, msgspec.json.encode(problem)
+
+
+async def _send(send: Send, answer: _Answer, head: bool) -> None:
+    status, headers, body = answer
+    if status != 304:
+        headers.append((b"content-length", str(len(body)).encode()))
+    headers.extend(_SECURITY)
+    if status in (401, 403) or (200 <= status < 300 and not any(name == b"cache-control" for name, _ in headers)):
+        headers.append((b"cache-control", b"no-store"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else body})

@@ -1,0 +1,156 @@
+"""The log: entries, proofs, the checkpoint, the tiles, cosignatures, and erasure of personal data."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from handclasp.api.paging import page, read_cursor, read_index, read_limit, read_sha256, read_text, read_time, write_cursor
+from handclasp.api.routes import Call, Plain
+from handclasp.clock import parse_rfc3339
+from handclasp.errors import HandclaspError, Kind
+from handclasp.log.checkpoint import SignedCheckpoint
+from handclasp.log.entries import make_entry, parse_entry
+from handclasp.log.merkle import leaf_hash
+from handclasp.log.proofs import make_proof
+from handclasp.log.tiles import HashReader
+from handclasp.store import tables
+from handclasp.store.ledger import Change, Write
+from handclasp.wire import Done, LogEntry, LogEntryList, LogProof
+
+_SCAN = 5000
+"""Entries that one page may look through for a filter; then the page ends early, with a cursor to go on."""
+
+
+async def list_entries(call: Call) -> LogEntryList:
+    """List entries, newest first."""
+    limit = read_limit(call.query)
+    after = read_cursor(call.query, int)
+    subject = read_text(call.query, "subject")
+    if subject is not None:
+        return await _entries_about(call, subject, limit, after)
+    wanted, since, until = read_text(call.query, "type"), read_time(call.query, "since"), read_time(call.query, "until")
+    filtered = wanted is not None or since is not None or until is not None
+    entry = tables.log_entry.c
+    query = select(entry.index, entry.entry).order_by(entry.index.desc()).limit(_SCAN if filtered else limit + 1)
+    if after is not None:
+        query = query.where(entry.index < after[0])
+    rows = await call.services.store.rows(query)
+    items: list[LogEntry] = []
+    last = None
+    for row in rows:
+        item = to_entry(row.index, bytes(row.entry))
+        at = parse_rfc3339(item.entry["at"])
+        if len(items) == limit:
+            return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if not filtered else write_cursor(last or 0))
+        last = row.index
+        if (wanted in (None, item.entry["type"])) and (since is None or at >= since) and (until is None or at <= until):
+            items.append(item)
+    unread = filtered and len(rows) == _SCAN
+    return LogEntryList(items=items, next_cursor=write_cursor(last) if unread and last is not None else None)
+
+
+async def _entries_about(call: Call, subject: str, limit: int, after: tuple[Any, ...] | None) -> LogEntryList:
+    about, entry = tables.log_subject, tables.log_entry
+    query = select(entry.c.index, entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
+    if after is not None:
+        query = query.where(entry.c.index < after[0])
+    rows, more = page(await call.services.store.rows(query.order_by(entry.c.index.desc()).limit(limit + 1)), limit)
+    items = [to_entry(row.index, bytes(row.entry)) for row in rows]
+    return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if more else None)
+
+
+def to_entry(index: int, data: bytes) -> LogEntry:
+    """Return stored bytes as the wire has them."""
+    return LogEntry(index=index, leaf_hash=leaf_hash(data).hex(), entry=parse_entry(data))
+
+
+async def show_entry(call: Call) -> LogEntry:
+    """Show one entry, with the personal data that has not been erased."""
+    index = read_index(call.path["index"])
+    data = await _entry(call, index)
+    shown = to_entry(index, data)
+    personal = tables.log_personal.c
+    rows = await call.services.store.rows(select(personal.field, personal.salt, personal.value).where(personal.index == index))
+    for row in rows:
+        shown.entry["personal"][row.field] |= {"salt": bytes(row.salt).hex(), "value": row.value}
+    return shown
+
+
+async def _entry(call: Call, index: int) -> bytes:
+    row = await call.services.store.row(select(tables.log_entry.c.entry).where(tables.log_entry.c.index == index))
+    if row is None:
+        raise HandclaspError(Kind.NOT_FOUND, f"the log has no entry {index}")
+    return bytes(row.entry)
+
+
+async def checkpoint(call: Call) -> Plain:
+    """Serve the newest checkpoint (C2SP tlog-checkpoint)."""
+    newest = await asyncio.to_thread(call.services.cosignatures.newest)
+    return Plain(str(newest).encode(), "text/plain; charset=utf-8")
+
+
+async def prove(call: Call) -> LogProof:
+    """Prove that an entry is in the log: by index, or the entry that issued the certificate with a fingerprint."""
+    index = await _wanted_index(call)
+    data = await _entry(call, index)
+    newest = await _checkpoint_with(call, index)
+    size = newest.checkpoint.size
+    proof = await asyncio.to_thread(make_proof, index, newest, HashReader(call.services.tiles, size), data)
+    return LogProof(
+        index=index,
+        tree_size=size,
+        leaf_hash=leaf_hash(data).hex(),
+        path=[node.hex() for node in proof.path],
+        checkpoint=str(newest),
+        entry=data.decode(),
+        proof=str(proof),
+    )
+
+
+async def _wanted_index(call: Call) -> int:
+    index, sha256 = read_text(call.query, "index"), read_text(call.query, "sha256")
+    if (index is None) == (sha256 is None):
+        raise HandclaspError(Kind.BAD_REQUEST, "say which entry: index=NUMBER, or sha256=FINGERPRINT of a certificate")
+    if index is not None:
+        return read_index(index)
+    certificate = tables.certificate.c
+    row = await call.services.store.row(select(certificate.log_index).where(certificate.sha256 == read_sha256(sha256 or "")))
+    if row is None:
+        raise HandclaspError(Kind.NOT_FOUND, "no certificate with this fingerprint was issued here")
+    return int(row.log_index)
+
+
+async def _checkpoint_with(call: Call, index: int) -> SignedCheckpoint:
+    """Return a checkpoint that has the entry; one that was committed a moment ago is in the tree within a second."""
+    for _ in range(40):
+        newest = await asyncio.to_thread(call.services.cosignatures.newest)
+        if newest.checkpoint.size > index:
+            return newest
+        await asyncio.sleep(0.05)
+    raise HandclaspError(Kind.UNAVAILABLE, "this entry is not in a checkpoint yet", retry_after=1, hint="ask again in a second")
+
+
+async def tile(call: Call) -> Plain:
+    """Serve a file of the log (C2SP tlog-tiles)."""
+    path = "tile/" + call.path["path"]
+    data = await asyncio.to_thread(call.services.tiles.read, path)
+    return Plain(data, "application/octet-stream", max_age=0 if ".p/" in path else 31_536_000)
+
+
+async def cosign(call: Call) -> Plain:
+    """Take witnesses' cosignatures of a checkpoint (C2SP tlog-cosignature); answer the checkpoint with all it has."""
+    signed = await asyncio.to_thread(call.services.cosignatures.accept, call.body)
+    return Plain(str(signed).encode(), "text/plain; charset=utf-8")
+
+
+async def erase_personal(call: Call) -> Done:
+    """Erase the personal data of one entry. The entry and the tree stay as they are; only what its hashes stood for is gone."""
+    index: int = call.body.index
+    await _entry(call, index)
+    now = call.services.clock()
+    entry = make_entry("log.personal_erased", at=now, who=call.principal.to_log(), what={"index": index}, source=call.source.to_log())
+    statement = delete(tables.log_personal).where(tables.log_personal.c.index == index)
+    return Done(log_entry=await call.services.store.ledger.commit(Write([entry], [Change(statement)])))

@@ -1,0 +1,35 @@
+"""Health, metrics, and the API's own description."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from handclasp.api.routes import Call, Plain
+from handclasp.errors import HandclaspError, Kind
+from handclasp.wire import Health
+
+
+async def healthz(call: Call) -> Health:
+    """Say that this process runs."""
+    return Health(status="ok")
+
+
+async def readyz(call: Call) -> Health:
+    """Say whether this process can do its work; 503 with the reasons when not."""
+    problems = await call.services.problems()
+    if problems:
+        raise HandclaspError(Kind.UNAVAILABLE, "; ".join(problems))
+    return Health(status="ok")
+
+
+async def metrics(call: Call) -> Plain:
+    """Serve metrics in the Prometheus text format."""
+    return Plain(generate_latest(), CONTENT_TYPE_LATEST)
+
+
+async def openapi(call: Call) -> Plain:
+    """Serve this document."""
+    from handclasp.api.openapi import document
+
+    return Plain(msgspec.json.encode(document()), "application/json", max_age=300)

@@ -1,0 +1,106 @@
+"""Authorities, bundles and CRLs: what everybody who verifies certificates needs, mostly public."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from cryptography import x509
+from sqlalchemy import Row, select
+
+from handclasp.api.routes import Call, Plain
+from handclasp.clock import from_datetime, rfc3339
+from handclasp.errors import HandclaspError, Kind
+from handclasp.pki import keys
+from handclasp.pki.bundles import pem_bundle, spiffe_bundle
+from handclasp.pki.chains import to_pem
+from handclasp.store import tables
+from handclasp.wire import Authority, AuthorityList, Bundle, BundleList
+
+BUNDLE_REFRESH = 300
+"""Seconds after which a bundle should be fetched again (SPIFFE Trust Domain and Bundle 4.1.2: spiffe_refresh_hint)."""
+
+
+async def list_authorities(call: Call) -> AuthorityList:
+    """List authorities."""
+    rows = await call.services.store.rows(select(tables.authority).order_by(tables.authority.c.id))
+    return AuthorityList(items=[_to_authority(row) for row in rows])
+
+
+async def show_authority(call: Call) -> Authority:
+    """Show one authority."""
+    row = await call.services.store.row(select(tables.authority).where(tables.authority.c.name == call.path["name"]))
+    if row is None:
+        raise HandclaspError(Kind.NOT_FOUND, "there is no authority of this name")
+    return _to_authority(row)
+
+
+def _to_authority(row: Row[Any]) -> Authority:
+    certificate = x509.load_der_x509_certificate(bytes(row.der))
+    public_key = certificate.public_key()
+    return Authority(
+        name=row.name,
+        kind=row.kind,
+        trust_domain=row.trust_domain,
+        subject=certificate.subject.rfc4514_string(),
+        sha256=bytes(row.sha256).hex(),
+        not_before=rfc3339(from_datetime(certificate.not_valid_before_utc)),
+        not_after=rfc3339(from_datetime(certificate.not_valid_after_utc)),
+        key_type=keys.key_type_of(public_key),
+        state=row.state,
+        dns_zones=json.loads(row.dns_zones),
+        crl_shards=row.crl_shards,
+        certificate=to_pem(bytes(row.der)),
+    )
+
+
+async def authority_certificate(call: Call) -> Plain:
+    """Serve one authority's certificate as DER, for AIA (RFC 5280 4.2.2.1)."""
+    row = await call.services.store.row(select(tables.authority.c.der).where(tables.authority.c.name == call.path["name"]))
+    if row is None:
+        raise HandclaspError(Kind.NOT_FOUND, "there is no authority of this name")
+    return _cached(bytes(row.der), "application/pkix-cert", 3600)
+
+
+async def list_bundles(call: Call) -> BundleList:
+    """List the trust domains served here, with their anchors."""
+    authorities = call.services.authorities
+    await authorities.refresh()
+    return BundleList(items=[Bundle(trust_domain=name, pem=authorities.bundle_pem(name)) for name in authorities.trust_domains])
+
+
+async def spiffe_trust_bundle(call: Call) -> Plain:
+    """Serve a trust domain's bundle in the SPIFFE format."""
+    anchors = await _anchors(call)
+    data = spiffe_bundle(anchors, call.services.authorities.bundle_sequence(call.path["trust_domain"]), BUNDLE_REFRESH)
+    return _cached(data, "application/json", BUNDLE_REFRESH)
+
+
+async def pem_trust_bundle(call: Call) -> Plain:
+    """Serve a trust domain's anchors as PEM."""
+    return _cached(pem_bundle(await _anchors(call)).encode(), "application/x-pem-file", BUNDLE_REFRESH)
+
+
+async def _anchors(call: Call) -> list[bytes]:
+    await call.services.authorities.refresh()
+    anchors = list(call.services.authorities.anchors(call.path["trust_domain"]))
+    if not anchors:
+        raise HandclaspError(Kind.NOT_FOUND, "this trust domain is not served here")
+    return anchors
+
+
+async def trust_domain_crls(call: Call) -> Plain:
+    """Serve every CRL of a trust domain in one PEM file, as nginx, HAProxy and others read them."""
+    await _anchors(call)
+    return _cached((await call.services.crls.get_bundle_pem(call.path["trust_domain"])).encode(), "application/x-pem-file", 0)
+
+
+async def crl(call: Call) -> Plain:
+    """Serve one shard of an authority's CRL (RFC 5280 4.2.1.13, RFC 2585)."""
+    der, etag = await call.services.crls.get(call.path["authority"], int(call.path["shard"]))
+    return Plain(der, "application/pkix-crl", f'"{etag}"', 60)
+
+
+def _cached(data: bytes, media_type: str, max_age: int) -> Plain:
+    return Plain(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"', max_age)

@@ -1,0 +1,48 @@
+"""Policy and profiles are both one YAML text on the server: compare with it, replace it."""
+
+from __future__ import annotations
+
+from handclasp.cli import terminal
+from handclasp.cli.command import State
+from handclasp.wire import PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
+
+_MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+_DOCUMENTS: dict[str, type[PolicyDocument] | type[ProfileDocument]] = {"/v1/policy": PolicyDocument, "/v1/profiles": ProfileDocument}
+
+
+def diff_document(state: State, path: str, text: str, *, exit_code: bool) -> int:
+    """Show what the text would change at ``path``; return 1 when it would and the caller asked for that."""
+    found = state.api().call("POST", f"{path}:diff", PolicyDiff, body=_DOCUMENTS[path](text=text))
+    _write(state, found)
+    if not found.changes:
+        terminal.say("nothing would change")
+    return 1 if exit_code and found.changes else 0
+
+
+def apply_document(state: State, path: str, text: str) -> None:
+    """Replace the text at ``path``; show what that changed."""
+    found = state.api().call("PUT", path, PolicyDiff, body=_DOCUMENTS[path](text=text))
+    _write(state, found)
+    changes = len(found.changes)
+    entry = f" (log entry {found.log_entry})" if found.log_entry is not None else ""
+    terminal.say(f"applied: {changes} change{'' if changes == 1 else 's'}{entry}" if changes else f"applied: nothing changed{entry}")
+
+
+def _write(state: State, found: PolicyDiff) -> None:
+    if state.json:
+        terminal.write_json(found)
+        return
+    for change in found.changes:
+        for line in _lines(change):
+            terminal.write(line)
+
+
+def _lines(change: PolicyChange) -> list[str]:
+    mark, style = _MARKS.get(change.change, ("~", "yellow"))
+    out = terminal.out()
+    lines = [terminal.styled(f"{mark} {terminal.visible(change.subject)}", style, out)]
+    if change.before:
+        lines += [terminal.styled(f"    - {terminal.visible(line)}", "red", out) for line in change.before.splitlines()]
+    if change.after:
+        lines += [terminal.styled(f"    + {terminal.visible(line)}", "green", out) for line in change.after.splitlines()]
+    return lines

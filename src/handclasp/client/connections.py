@@ -1,0 +1,206 @@
+"""Kept-alive TLS connections to one server: ``http.client`` made safe for several threads, bounded, and mindful of changed files."""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from handclasp.client.material import Credential, file_signature, load_credential, load_trust
+from handclasp.errors import HandclaspError, Kind
+
+CredentialSource: TypeAlias = "Credential | tuple[str | PathLike[str], str | PathLike[str]]"
+MAX_ANSWER = 256 * 1024 * 1024
+"""Bytes of one answer (a CRL bundle of a large installation is the largest): a broken server must not fill our memory."""
+_IDLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer; header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def unverified_context() -> ssl.SSLContext:
+    """Return a context that verifies nothing, for first contact and for looking at what a service serves: never for sending a secret."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Connections:
+    """A small pool. :meth:`exchange` may be called from several threads at once."""
+
+    def __init__(
+        self, url: str, *, ca: str | None, credential: CredentialSource | None, timeout: float, context: ssl.SSLContext | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+            raise HandclaspError(Kind.BAD_SETTING, f"{url!r} is not a server's address", hint="write it like https://ca.example.org:8443")
+        try:
+            self._port = parts.port or 443
+        except ValueError as error:
+            raise HandclaspError(Kind.BAD_SETTING, f"{url!r} has no usable port") from error
+        self._url, self._host = url, parts.hostname
+        self._ca, self._credential, self._timeout = ca, credential, timeout
+        self._given = context
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPSConnection] = []
+        self._context: ssl.SSLContext | None = None
+        self._signature: tuple[object, ...] | None = None
+        self._pinned = ""
+
+    def close(self) -> None:
+        """Close idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> Reply:
+        """Send one request and read its answer. Raises ``unavailable``, ``timeout``, ``verify_failed``, ``not_authenticated``."""
+        context = self._current_context()
+        connection = self._take(context)
+        try:
+            connection.request(method, target, body=data, headers=headers)
+            response = connection.getresponse()
+            body = self._read(response)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.close()
+            raise self._explain(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        reply = Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+        if response.will_close:
+            connection.close()
+        else:
+            self._give_back(connection, context)
+        return reply
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        deadline = time.monotonic() + 20 * self._timeout  # each wait is bounded by the timeout; this bounds a server that drips
+        chunks, size = [], 0
+        while chunk := response.read1(262144):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER:
+                raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER} bytes")
+            if time.monotonic() > deadline:
+                raise TimeoutError("the answer did not end")
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        return b"".join(chunks)
+
+    def _take(self, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=context)
+            # A request that cannot be repeated must not go down a connection that the server has closed meanwhile.
+            if connection.sock is not None and not _is_readable(connection.sock):
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: http.client.HTTPSConnection, context: ssl.SSLContext) -> None:
+        with self._lock:
+            if len(self._idle) < _IDLE and (self._given is not None or context is self._context):
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    # --- trust and credential ---------------------------------------------------------------------------------------------------------
+
+    def _current_context(self) -> ssl.SSLContext:
+        if self._given is not None:
+            return self._given
+        files: list[str] = []
+        if self._ca and not self._ca.startswith(("sha256:", "-----BEGIN")):
+            files.append(self._ca)
+        if isinstance(self._credential, tuple):
+            files += [fspath(path) for path in self._credential]
+        signature = file_signature(files)
+        with self._lock:
+            if self._context is not None and signature == self._signature:
+                return self._context
+        try:
+            context = self._make_context()
+        except HandclaspError:
+            if self._context is None:
+                raise
+            return self._context  # files that are being written: what worked a moment ago still does
+        with self._lock:
+            self._context, self._signature = context, signature
+        self.close()
+        return context
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._ca is None:
+            context.load_default_certs()
+        else:
+            load_trust(context, self._trust_text(self._ca))
+        if isinstance(self._credential, tuple):
+            load_credential(context, Credential.read(*self._credential))
+        elif self._credential is not None:
+            load_credential(context, self._credential)
+        return context
+
+    def _trust_text(self, ca: str) -> bytes:
+        if ca.startswith("sha256:"):
+            if not self._pinned:
+                from handclasp.client.first_contact import fetch_bundle
+
+                self._pinned = fetch_bundle(self._url, ca, timeout=self._timeout).pem
+            return self._pinned.encode()
+        if ca.startswith("-----BEGIN"):
+            return ca.encode()
+        try:
+            return Path(ca).read_bytes()
+        except OSError as error:
+            raise HandclaspError(Kind.BAD_SETTING, f"cannot read the trust bundle {ca}: {error.strerror}") from error
+
+    def _explain(self, error: Exception) -> HandclaspError:
+        where = f"the server at {self._url}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason = error.verify_message or str(error)
+            return HandclaspError(
+                Kind.VERIFY_FAILED,
+                f"{where} is not one that we trust: {reason}",
+                hint="set HANDCLASP_CA to its bundle file or to the sha256: fingerprint of its root",
+            )
+        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+            return HandclaspError(
+                Kind.NOT_AUTHENTICATED,
+                f"{where} refused our certificate: {(error.reason or '').lower().replace('_', ' ')}",
+                hint="the certificate may have expired, or its authority is not known there",
+            )
+        if isinstance(error, TimeoutError):
+            return HandclaspError(
+                Kind.TIMEOUT, f"{where} did not answer in {self._timeout:g} s", hint="is it overloaded, or the network slow?"
+            )
+        if isinstance(error, socket.gaierror):
+            return HandclaspError(Kind.UNAVAILABLE, f"the name {self._host} is not known", hint="check HANDCLASP_URL and the resolver")
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return HandclaspError(Kind.UNAVAILABLE, f"{where} cannot be reached: {reason}", hint="is it running, and is HANDCLASP_URL right?")
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Tell whether an idle connection has something to say: then it is the end of it."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

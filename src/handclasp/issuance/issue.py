@@ -1,0 +1,402 @@
+"""The way of an issuance, in numbered steps. Read this page to know what Handclasp does when it is asked for a certificate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
+from handclasp.access.grants import Grant
+from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
+from handclasp.access.tokens import Tokens
+from handclasp.authority.authorities import Authorities
+from handclasp.clock import Clock, format_duration
+from handclasp.errors import HandclaspError, Kind
+from handclasp.faults import declare, fault
+from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
+from handclasp.issuance.rulebook import Rulebook, Rules
+from handclasp.issuance.window import renewal_window
+from handclasp.log.entries import Entry, make_entry
+from handclasp.pki.csr import Csr, parse_csr
+from handclasp.pki.lint import lint
+from handclasp.pki.names import Names, make_names
+from handclasp.pki.plan import Plan, make_plan, new_serial
+from handclasp.pki.profiles import Profile
+from handclasp.store import tables
+from handclasp.store.database import Store
+from handclasp.store.ledger import CertificateRow, Change, Write
+
+declare("issue.checked", "issue.planned", "issue.authorized", "issue.signed", "issue.committed")
+
+NOT_DECISIONS = frozenset({Kind.UNAVAILABLE, Kind.INTERNAL, Kind.TIMEOUT, Kind.RATE_LIMITED})
+"""Kinds of failure that say nothing about the request: they are not logged as refusals (and mostly could not be)."""
+
+_PREDECESSOR = (
+    "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.revoked_at, c.granted_by,"
+    " c.spki_sha256 FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """The certificate that a renewal replaces, as recorded."""
+
+    sha256: bytes
+    names: Names
+    profile: str
+    lifetime: float
+    not_after: int
+    line: bytes
+    generation: int
+    superseded_at: int | None
+    revoked_at: int | None
+    granted_by: str
+    spki_sha256: bytes
+
+
+class Issuance:
+    """Issues and renews certificates. One object a process; its methods may run concurrently."""
+
+    def __init__(
+        self,
+        store: Store,
+        authorities: Authorities,
+        rulebook: Rulebook,
+        tokens: Tokens,
+        clock: Clock,
+        *,
+        instance: int = 0,
+        renewal_grace: float = 600.0,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._store = store
+        self._authorities = authorities
+        self._rulebook = rulebook
+        self._tokens = tokens
+        self._clock = clock
+        self._instance = instance
+        self._renewal_grace = renewal_grace
+        self._random = random
+        self._blocked: frozenset[bytes] = frozenset()
+        self._blocked_generation = -1
+
+    async def issue(self, request: IssuanceRequest) -> IssuedCertificate:
+        """Issue or renew a certificate, or raise the reason why not.
+
+        On return the certificate and its log entry are durable. A refusal is a log entry too, durable when this raises. Raises
+        ``HandclaspError`` of any kind that :mod:`handclasp.errors` lists for requests, keys, access and availability.
+        """
+        try:
+            return await self._issue(request)
+        except HandclaspError as refusal:
+            if refusal.kind not in NOT_DECISIONS:
+                await self._store.ledger.commit(Write([_refusal_entry(request, refusal, self._clock())]))
+            raise
+
+    async def _issue(self, request: IssuanceRequest) -> IssuedCertificate:
+        rules = await self._rulebook.current()
+        # 1 Check the CSR: size, syntax, proof of possession, and that the key is worth certifying.
+        csr = parse_csr(request.csr)
+        await self._check_key(csr)
+        fault("issue.checked")
+        # 2 Resolve profile and identity: from the request, the CSR, the predecessor, or a token that leaves no choice.
+        predecessor = await self._predecessor(request.predecessor) if request.predecessor is not None else None
+        profile = _resolve_profile(request, predecessor, rules)
+        names = _resolve_names(request, csr, predecessor)
+        if predecessor is not None:
+            self._check_predecessor(request, predecessor, csr, profile)
+        # 3 Plan: the complete content to be signed.
+        now = self._clock()
+        signer = await self._authorities.get(profile.authority)
+        ttl = _wanted_lifetime(request, predecessor, profile)
+        serial = new_serial(self._instance, self._random)
+        plan = make_plan(profile=profile, names=names, csr=csr, issuer=signer.issuer, now=now, ttl=ttl, serial=serial)
+        fault("issue.planned")
+        # 4 Authorize. The one place that decides; it sees the final names, usages and dates.
+        circumstances = Circumstances(
+            action="issue" if predecessor is None else "renew",
+            source=request.source.address,
+            csr_sha256=csr.sha256,
+            origin=await self._origin(request, predecessor, rules),
+            now=now,
+        )
+        decision = authorize(request.principal, plan, circumstances, rules.policy)
+        if isinstance(decision, Refused):
+            raise HandclaspError(decision.kind, decision.reason, hint=decision_hint(decision.kind))
+        fault("issue.authorized")
+        # 5 Lint what would be signed.
+        lint(plan.tbs, plan)
+        # 6 Sign. The plan can be redeemed once; the signer checks its own signature.
+        der = signer.sign(plan)
+        fault("issue.signed")
+        # 7 Commit row, lineage and log entry together.
+        draw = int.from_bytes(self._random(2), "big") / 65536
+        sha256 = hashlib.sha256(der).digest()
+        write = self._write(request, plan, decision, signer.id, der, sha256, predecessor, now, draw)
+        log_entry = await self._store.ledger.commit(write)
+        fault("issue.committed")
+        # 8 Answer. Nothing has left before this line.
+        row = write.certificate
+        assert row is not None
+        return IssuedCertificate(
+            der, sha256, plan.serial, row.identity, signer.name, signer.chain_pem, self._authorities.bundle_pem(signer.issuer.trust_domain),
+            plan.not_before, plan.not_after, row.renew_after, row.renew_before, log_entry,
+        )  # fmt: skip
+
+    # --- 1 ----------------------------------------------------------------------------------------------------------------------------------
+
+    async def _check_key(self, csr: Csr) -> None:
+        """Refuse a blocked key before anything is signed. (That a key stays with one identity is held by the ledger, atomically.)"""
+        if self._blocked_generation != self._store.generation:
+            generation = self._store.generation
+            rows = await self._store.rows(select(tables.key.c.spki_sha256).where(tables.key.c.blocked_at.is_not(None)))
+            self._blocked, self._blocked_generation = frozenset(bytes(row.spki_sha256) for row in rows), generation
+        if csr.spki_sha256 in self._blocked:
+            raise HandclaspError(Kind.BLOCKED_KEY, "this key is blocked", hint="it was reported compromised: make a new key")
+
+    # --- 2 ----------------------------------------------------------------------------------------------------------------------------------
+
+    async def _predecessor(self, sha256: bytes) -> Predecessor:
+        row = await self._store.point(_PREDECESSOR, (sha256,))
+        if row is None:
+            raise HandclaspError(Kind.NOT_FOUND, "the certificate to renew was not issued here")
+        name, profile, names, not_before, not_after, line, generation, superseded_at, revoked_at, granted_by, spki = row
+        others = json.loads(names)
+        spiffe = name if name.startswith("spiffe://") else None
+        return Predecessor(
+            sha256, make_names(spiffe, others.get("dns", ()), others.get("ip", ()), others.get("email", ())), profile,
+            (not_after - not_before) / 1000, not_after, bytes(line), generation, superseded_at, revoked_at, granted_by, bytes(spki),
+        )  # fmt: skip
+
+    def _check_predecessor(self, request: IssuanceRequest, predecessor: Predecessor, csr: Csr, profile: Profile) -> None:
+        """The one who renews must hold the newest certificate of its line; a superseded one only in its grace time.
+
+        Without this rule a stolen key keeps renewing beside its owner, and nobody sees it (smallstep/certificates#319).
+        """
+        principal = request.principal
+        if not isinstance(principal, CertificatePrincipal) or principal.sha256 != predecessor.sha256:
+            raise HandclaspError(
+                Kind.NOT_ALLOWED, "a certificate is renewed over mutual TLS with that certificate", hint="present it as client certificate"
+            )
+        now = self._clock()
+        if predecessor.revoked_at is not None:
+            raise HandclaspError(Kind.REVOKED, "the certificate to renew is revoked", hint="ask for a new token")
+        if now >= predecessor.not_after:
+            raise HandclaspError(Kind.NOT_ALLOWED, "the certificate to renew has expired", hint="ask for a new token")
+        if predecessor.superseded_at is not None and now > predecessor.superseded_at + self._renewal_grace * 1000:
+            raise HandclaspError(
+                Kind.SUPERSEDED,
+                f"the certificate to renew was itself renewed more than {format_duration(self._renewal_grace)} ago",
+                hint="renew with the newest certificate; if you have it nowhere, somebody else does: revoke",
+            )
+        if csr.spki_sha256 == predecessor.spki_sha256 and not profile.renew_same_key:
+            raise HandclaspError(Kind.REUSED_KEY, "a renewal needs a new key", hint="make a new key, or set renew_same_key in the profile")
+
+    # --- 4 ----------------------------------------------------------------------------------------------------------------------------------
+
+    async def _origin(self, request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Grant | None:
+        """Return the grant that the caller's line began with, as it is today; None when it is gone."""
+        if not isinstance(request.principal, CertificatePrincipal):
+            return None
+        name = predecessor.granted_by if predecessor is not None else request.principal.granted_by
+        if name.startswith("token:"):
+            return await self._tokens.grant_of(name)
+        return next((grant for grant in rules.policy.grants if grant.name == name), None)
+
+    # --- 7 ----------------------------------------------------------------------------------------------------------------------------------
+
+    def _write(
+        self, request: IssuanceRequest, plan: Plan, decision: Allowed, authority_id: int, der: bytes, sha256: bytes,
+        predecessor: Predecessor | None, now: int, draw: float,
+    ) -> Write:  # fmt: skip
+        principal = request.principal
+        renew_after, renew_before = renewal_window(now, plan.not_after, draw)
+        serial = plan.serial.to_bytes((plan.serial.bit_length() + 8) // 8, "big")
+        row = CertificateRow(
+            sha256=sha256, serial=serial, der=der, authority_id=authority_id, identity=plan.names.identity,
+            owner=principal.owner if isinstance(principal, TokenPrincipal) else None, profile=plan.profile.name,
+            names=names_json(plan.names), spki_sha256=plan.spki_sha256, key_type=plan.key_type, not_before=plan.not_before,
+            not_after=plan.not_after, renew_after=renew_after, renew_before=renew_before,
+            line=predecessor.line if predecessor else sha256, generation=predecessor.generation + 1 if predecessor else 0,
+            predecessor=predecessor.sha256 if predecessor else None, granted_by=predecessor.granted_by if predecessor else decision.grant,
+            obtained_by=principal.describe(), crl_shard=plan.crl_shard,
+        )  # fmt: skip
+        entries = [_issued_entry(request, plan, row, decision.grant, now)]
+        changes: Sequence[Change] = ()
+        enrols = isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == "agent"
+        if enrols and isinstance(principal, TokenPrincipal):
+            entries.append(_enrolled_entry(request, principal, row, now))
+            changes = [Change(_upsert_agent(self._store.is_sqlite, row.identity, principal, request.source.address, now))]
+        jwt = None
+        if decision.single_use and isinstance(principal, OidcPrincipal) and principal.jti:
+            jwt = (principal.issuer, principal.jti, principal.expires_at)
+        return Write(
+            entries,
+            changes,
+            certificate=row,
+            spend_token=principal.id if isinstance(principal, TokenPrincipal) else None,
+            spend_jwt=jwt,
+        )
+
+
+def decision_hint(kind: Kind) -> str:
+    """Return what someone who was refused should do next."""
+    if kind in (Kind.NAME_NOT_ALLOWED, Kind.PROFILE_NOT_ALLOWED, Kind.LIFETIME_NOT_ALLOWED):
+        return "ask for what the token or policy grants, or have the grant changed (handclasp policy test shows why)"
+    return ""
+
+
+def _resolve_profile(request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Profile:
+    name = request.profile
+    if predecessor is not None:
+        if name not in (None, predecessor.profile):
+            raise HandclaspError(Kind.PROFILE_NOT_ALLOWED, "a renewal keeps the profile of its predecessor")
+        name = predecessor.profile
+    elif name is None:
+        granted = request.principal.grant.profiles if isinstance(request.principal, TokenPrincipal) else frozenset()
+        name = next(iter(granted)) if len(granted) == 1 else "workload"
+    profile = rules.profiles.get(name)
+    if profile is None:
+        raise HandclaspError(Kind.UNKNOWN_PROFILE, f"there is no profile {name!r}", hint="see handclasp profile list")
+    return profile
+
+
+def _resolve_names(request: IssuanceRequest, csr: Csr, predecessor: Predecessor | None) -> Names:
+    """Return the names to certify. A kind of name that both request and CSR give must be the same in both: a silent choice would be a trap."""
+    if predecessor is not None:
+        if not csr.names.is_empty and not _within(csr.names, predecessor.names):
+            raise HandclaspError(Kind.NAME_NOT_ALLOWED, "the CSR asks for names that the certificate to renew does not have")
+        return predecessor.names
+    if request.identity is None and not request.dns and not request.ip and not request.email:
+        if not csr.names.is_empty:
+            return csr.names
+        return _only_names(request)
+    wanted = make_names(request.identity, request.dns, request.ip, request.email)
+    if csr.names.is_empty:
+        return wanted
+    if not _agree(wanted, csr.names):
+        raise HandclaspError(Kind.BAD_NAME, "request and CSR ask for different names", hint="leave the names out of one of them")
+    return Names(wanted.spiffe or csr.names.spiffe, wanted.dns or csr.names.dns, wanted.ip or csr.names.ip, wanted.email or csr.names.email)
+
+
+def _only_names(request: IssuanceRequest) -> Names:
+    """Return the names of a caller that can only have one identity; nothing is left to choose, so nothing need be said."""
+    if isinstance(request.principal, TokenPrincipal):
+        exact = request.principal.grant.only_names()
+        if exact is not None:
+            return exact
+    raise HandclaspError(
+        Kind.BAD_NAME, "neither the request nor the CSR says which names are wanted", hint='add "identity" or "dns", or a SAN to the CSR'
+    )
+
+
+def _within(inner: Names, outer: Names) -> bool:
+    return (
+        inner.spiffe in (None, outer.spiffe)
+        and set(inner.dns) <= set(outer.dns)
+        and set(inner.ip) <= set(outer.ip)
+        and set(inner.email) <= set(outer.email)
+    )
+
+
+def _agree(one: Names, other: Names) -> bool:
+    pairs = ((one.dns, other.dns), (one.ip, other.ip), (one.email, other.email))
+    same_spiffe = one.spiffe is None or other.spiffe is None or one.spiffe == other.spiffe
+    return same_spiffe and all(not left or not right or set(left) == set(right) for left, right in pairs)
+
+
+def _wanted_lifetime(request: IssuanceRequest, predecessor: Predecessor | None, profile: Profile) -> float | None:
+    """Return what was asked for; otherwise the profile's default, cut to what a token allows, or what the predecessor had."""
+    if request.ttl is not None:
+        return request.ttl
+    if predecessor is not None:
+        return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))
+    if isinstance(request.principal, TokenPrincipal) and request.principal.grant.max_ttl is not None:
+        return min(profile.lifetime, request.principal.grant.max_ttl)
+    return None
+
+
+def names_json(names: Names) -> str:
+    """Return the names other than the SPIFFE ID as the certificate row keeps them."""
+    if not names.dns and not names.ip and not names.email:
+        return "{}"
+    return json.dumps({kind: values for kind, values in (("dns", names.dns), ("ip", names.ip), ("email", names.email)) if values})
+
+
+# --- log entries ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, grant: str, now: int) -> Entry:
+    what: dict[str, Any] = {
+        "sha256": row.sha256.hex(),
+        "serial": f"{plan.serial:x}",
+        "identity": row.identity,
+        "profile": row.profile,
+        "authority": plan.issuer.name,
+        "key": row.spki_sha256.hex(),
+        "key_type": row.key_type,
+        "not_before": plan.not_before,
+        "not_after": plan.not_after,
+    }
+    if plan.names.dns:
+        what["dns"] = plan.names.dns
+    if plan.names.ip:
+        what["ip"] = plan.names.ip
+    if plan.clamped:
+        what["clamped"] = True
+    if row.predecessor is not None:
+        what |= {"predecessor": row.predecessor.hex(), "line": row.line.hex(), "generation": row.generation}
+    personal = {"email": ",".join(plan.names.email)} if plan.names.email else None
+    if row.identity.startswith("email:"):
+        what["identity"] = "email"  # the address itself is personal, and stands in the salted part
+    return make_entry(
+        "certificate.renewed" if row.predecessor is not None else "certificate.issued",
+        at=now, who=request.principal.to_log(), what=what, why={"grant": grant}, source=request.source.to_log(), personal=personal,
+    )  # fmt: skip
+
+
+def _enrolled_entry(request: IssuanceRequest, principal: TokenPrincipal, row: CertificateRow, now: int) -> Entry:
+    what = {"identity": row.identity, "labels": dict(principal.labels)}
+    subjects = [f"agent:{row.identity}", f"token:{principal.id}"]
+    return make_entry("agent.enrolled", at=now, who=principal.to_log(), what=what, source=request.source.to_log(), subjects=subjects)
+
+
+def _refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) -> Entry:
+    wanted: dict[str, Any] = {
+        "identity": request.identity,
+        "dns": list(request.dns)[:20],
+        "ip": list(request.ip)[:20],
+        "profile": request.profile,
+    }
+    what: dict[str, Any] = {key: value for key, value in wanted.items() if value}
+    if request.predecessor is not None:
+        what["predecessor"] = request.predecessor.hex()
+    about_people = bool(request.email) or "@" in refusal.detail
+    why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": refusal.detail[:500]}
+    return make_entry(
+        "renewal.refused" if request.predecessor is not None else "issuance.refused",
+        at=now, who=request.principal.to_log(), what=what, why=why, source=request.source.to_log(),
+        personal={"reason": refusal.detail[:500]} if about_people else None,
+    )  # fmt: skip
+
+
+def _upsert_agent(sqlite: bool, identity: str, principal: TokenPrincipal, address: str | None, now: int) -> Any:
+    insert = sqlite_insert if sqlite else postgres_insert
+    identity_id = select(tables.identity.c.id).where(tables.identity.c.name == identity).scalar_subquery()
+    labels = json.dumps(dict(principal.labels), sort_keys=True)
+    values = {"hostname": "", "version": "", "labels": labels, "enrolled_at": now, "address": address}
+    return (
+        insert(tables.agent)
+        .values(identity_id=identity_id, **values)
+        .on_conflict_do_update(
+            index_elements=["identity_id"], set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, None)}
+        )
+    )

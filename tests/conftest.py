@@ -1,0 +1,53 @@
+"""What every test run has: databases, and one line about what could not be run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import needs
+from support.postgres import Run, shared_cluster
+
+_RUN = pytest.StashKey[Run]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the run's directory, once: xdist's workers are children of the controller and find it in their environment."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_RUN] = Run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what the tests of this run shared."""
+    run = config.stash.get(_RUN, None)
+    if run is not None:
+        run.end()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line for all tests that were skipped because a program is not installed."""
+    reports = terminalreporter.stats.get("skipped", [])
+    line = needs.summary(report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple))
+    if line:
+        terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """Give the URL of an empty PostgreSQL database of the test's own; skip where PostgreSQL is not installed."""
+    needs.needs("postgresql")
+    cluster = shared_cluster()
+    name = cluster.create_database()
+    yield cluster.url(name)
+    cluster.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of an empty database, and run the test on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'handclasp.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

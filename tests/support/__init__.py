@@ -1,0 +1,1 @@
+"""Helpers that tests of several rooms share: external programs, a temporary PostgreSQL."""
