@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support import needs
 from support.postgres import Run, shared_cluster
 
 _RUN = pytest.StashKey[Run]()
+
+# How fast an example runs says something about the machine and its other work, and nothing about the code.
+settings.register_profile("handclasp", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("handclasp")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -171,14 +171,21 @@ def test_every_command_in_a_guide_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=relative)
 def test_every_example_file_in_a_guide_is_valid(path: Path) -> None:
-    from handclasp.access.policy import parse_policy
+    from handclasp.access.cases import run_cases
+    from handclasp.access.policy import EMPTY, parse_policy
+    from handclasp.agent.config import parse_config
     from handclasp.pki.profiles import load_profiles
 
+    policy = EMPTY
     for block in blocks(path, "yaml"):
         if block.startswith("# policy.yaml"):
-            parse_policy(block, "policy.yaml")
+            policy = parse_policy(block, "policy.yaml")
+        elif block.startswith("# cases.yaml"):
+            assert [result for result in run_cases(policy, block, "cases.yaml") if not result.ok] == []
         elif block.startswith("# profiles.yaml"):
             load_profiles(block, "profiles.yaml")
+        elif block.startswith("# agent.yaml"):
+            parse_config(block, "agent.yaml", ROOT)
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=relative)

@@ -79,7 +79,7 @@ def _prose(text: str) -> str:
         if lines and lines[0].strip() == "\b":
             paragraphs.append("```text\n" + "\n".join(lines[1:]) + "\n```")
         else:
-            paragraphs.append(cell(paragraph).replace("\\|", "|"))
+            paragraphs.append(_plain(cell(paragraph).replace("\\|", "|")))
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -89,34 +89,34 @@ def _command(command: click.Command, context: click.Context, shared: set[str]) -
     if isinstance(command, click.Group):
         children = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
         rows = [
-            (f"[`{name}`](#{slug(f'{context.command_path} {name}')})", child.get_short_help_str(200))
+            (f"[`{name}`](#{slug(f'{context.command_path} {name}')})", _plain(child.get_short_help_str(200)))
             for name, child in children
             if child and not child.hidden
         ]
         parts.append(table(["command", "what it does"], rows))
-    records = [(param, param.get_help_record(context)) for param in command.get_params(context) if param.name != "help"]
+    records = [(param, param.get_help_record(context)) for param in command.get_params(context) if "--help" not in param.opts]
     home = str(Path.home())
     rows = [
         (f"`{record[0]}`", record[1].replace(home, "~"))
         for param, record in records
-        if record and (context.parent is None or not set(param.opts) <= shared)
+        if record and (context.parent is None or not set(param.opts) <= shared | {"--json"})
     ]
     parts.append(table(["option", "meaning"], rows))
     example = getattr(command, "example", "")
     if example:
-        parts.append(f"```sh\n{inspect.cleandoc(example)}\n```\n")
+        parts.append(f"```sh\n{example.strip()}\n```\n")
     return "\n".join(part for part in parts if part)
 
 
 def cli_page() -> str:
     """Return docs/reference/cli.md."""
     tree = command_tree()
-    shared = {option for param in tree[0][0].params for option in param.opts if param.name not in {"help", "version"}}
+    shared = {option for param in tree[0][0].params for option in param.opts} - {"--version", "--json"}
     names = ", ".join(f"`{option}`" for option in sorted(shared))
     introduction = f"""
-Every command takes `--help` and {names}; they are listed once, at the top. Data goes to stdout, words to stderr. Exit codes: 0
-done, 1 refused or failed, 2 wrong usage, 130 stopped with Ctrl-C. With `--json` the answer is one JSON value with stable keys, and
-so is a failure.
+Every command takes `--help` and `--json`, and every command that talks to a server takes {names}; these are listed once, at the top.
+Data goes to stdout, words to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 stopped with Ctrl-C. With `--json`
+the answer is one JSON value with stable keys, and so is a failure.
 """
     return page("The command line", introduction, *(_command(command, context, shared) for command, context in tree))
 
@@ -259,8 +259,13 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parts.append(table(["parameter", "in", "type", "meaning"], rows))
     if operation.get("requestBody"):
         parts.append(f"Body: {_content(operation['requestBody'])}\n")
-    answers = [(status, _content(answer), answer.get("description", "")) for status, answer in operation.get("responses", {}).items()]
+    responses = operation.get("responses", {}).items()
+    failures = {status: answer for status, answer in responses if "application/problem+json" in answer.get("content", {})}
+    answers = [(status, _content(answer), answer.get("description", "")) for status, answer in responses if status not in failures]
     parts.append(table(["status", "answer", "meaning"], answers))
+    if failures:
+        told = [f"{status}: {answer['description'].removeprefix('One of the kinds ').rstrip('.')}" for status, answer in failures.items()]
+        parts.append(f"Failures: {cell('; '.join(told))}.\n")
     return "\n".join(part for part in parts if part)
 
 

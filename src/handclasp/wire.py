@@ -28,7 +28,7 @@ class Response(Struct, kw_only=True):
     """Base of what the server answers."""
 
 
-class Problem(Response):
+class Problem(Response, kw_only=True):
     """RFC 9457 problem document; ``kind`` is the machine-readable reason (see :class:`handclasp.errors.Kind`)."""
 
     type: str
@@ -43,7 +43,7 @@ class Problem(Response):
 # --- certificates -----------------------------------------------------------------------------------------------------------------------
 
 
-class IssueRequest(Request):
+class IssueRequest(Request, kw_only=True):
     """Ask for a certificate over the key in ``csr``; the names come from here or from the CSR, and policy decides on the result."""
 
     csr: Pem
@@ -55,20 +55,20 @@ class IssueRequest(Request):
     ttl: Duration | None = None
 
 
-class BatchRequest(Request):
+class BatchRequest(Request, kw_only=True):
     """Up to 1,000 issuances in one request; each succeeds or fails by itself."""
 
     requests: Annotated[list[IssueRequest], Meta(min_length=1, max_length=1000)]
 
 
-class RenewRequest(Request):
+class RenewRequest(Request, kw_only=True):
     """Renew the certificate named in the path, over the key in ``csr`` (a new one, unless the profile allows the old)."""
 
     csr: Pem
     ttl: Duration | None = None
 
 
-class Issued(Response):
+class Issued(Response, kw_only=True):
     """A new certificate with everything needed to use and to renew it."""
 
     certificate: str
@@ -85,27 +85,27 @@ class Issued(Response):
     log_entry: int
 
 
-class BatchItem(Response):
+class BatchItem(Response, kw_only=True):
     """Exactly one of ``issued`` and ``problem`` is set."""
 
     issued: Issued | None = None
     problem: Problem | None = None
 
 
-class BatchResponse(Response):
+class BatchResponse(Response, kw_only=True):
     """Answers in the order of the requests."""
 
     results: list[BatchItem]
 
 
-class RevokeRequest(Request):
+class RevokeRequest(Request, kw_only=True):
     """Revoke a certificate. ``key_compromise`` also blocks its key everywhere and revokes what else carries it."""
 
     reason: str = "unspecified"
     comment: Annotated[str, Meta(max_length=1000)] = ""
 
 
-class Revoked(Response):
+class Revoked(Response, kw_only=True):
     """Certificates that this request revoked: more than one after a key compromise, none when it was revoked before."""
 
     revoked: list[str]
@@ -114,7 +114,7 @@ class Revoked(Response):
     log_entry: int | None
 
 
-class Certificate(Response):
+class Certificate(Response, kw_only=True):
     """One certificate as the inventory knows it."""
 
     sha256: str
@@ -144,14 +144,14 @@ class Certificate(Response):
     certificate: str | None = None
 
 
-class CertificateList(Response):
+class CertificateList(Response, kw_only=True):
     """One page; pass ``next_cursor`` as ``cursor`` for the next, until it is null."""
 
     items: list[Certificate]
     next_cursor: str | None = None
 
 
-class RenewalInfo(Response):
+class RenewalInfo(Response, kw_only=True):
     """The server's current renewal suggestion for one certificate."""
 
     sha256: str
@@ -163,7 +163,7 @@ class RenewalInfo(Response):
 # --- identities -------------------------------------------------------------------------------------------------------------------------
 
 
-class Identity(Response):
+class Identity(Response, kw_only=True):
     """Who a workload is; outlives its certificates."""
 
     identity: str
@@ -176,7 +176,7 @@ class Identity(Response):
     newest_not_after: str | None
 
 
-class IdentityList(Response):
+class IdentityList(Response, kw_only=True):
     """One page of identities."""
 
     items: list[Identity]
@@ -186,7 +186,7 @@ class IdentityList(Response):
 # --- tokens -----------------------------------------------------------------------------------------------------------------------------
 
 
-class TokenRequest(Request):
+class TokenRequest(Request, kw_only=True):
     """Make a scoped access token. A token either issues certificates (``allow*``, ``profile``) or uses the API (``scopes``)."""
 
     name: Name
@@ -211,7 +211,7 @@ class TokenRequest(Request):
     scopes: Annotated[list[str], Meta(max_length=50)] = field(default_factory=list)
 
 
-class Token(Response):
+class Token(Response, kw_only=True):
     """A token as listed: everything but its secret."""
 
     id: str
@@ -238,7 +238,7 @@ class Token(Response):
     state: str
 
 
-class TokenCreated(Response):
+class TokenCreated(Response, kw_only=True):
     """The only answer that ever shows the secret."""
 
     id: str
@@ -249,7 +249,7 @@ class TokenCreated(Response):
     log_entry: int
 
 
-class TokenList(Response):
+class TokenList(Response, kw_only=True):
     """One page of tokens."""
 
     items: list[Token]
@@ -259,13 +259,13 @@ class TokenList(Response):
 # --- policy and profiles ----------------------------------------------------------------------------------------------------------------
 
 
-class PolicyDocument(Request):
+class PolicyDocument(Request, kw_only=True):
     """A policy as its YAML text."""
 
     text: Annotated[str, Meta(max_length=1_000_000)]
 
 
-class Policy(Response):
+class Policy(Response, kw_only=True):
     """The policy in force."""
 
     text: str
@@ -274,7 +274,7 @@ class Policy(Response):
     applied_by: str | None
 
 
-class PolicyChange(Response):
+class PolicyChange(Response, kw_only=True):
     """One difference between the policy in force and a proposed one: ``added``, ``removed`` or ``changed``."""
 
     change: str
@@ -283,7 +283,7 @@ class PolicyChange(Response):
     after: str | None = None
 
 
-class PolicyDiff(Response):
+class PolicyDiff(Response, kw_only=True):
     """What applying a policy would change; empty ``changes`` means nothing."""
 
     changes: list[PolicyChange]
@@ -292,7 +292,7 @@ class PolicyDiff(Response):
     log_entry: int | None = None
 
 
-class Profile(Response):
+class Profile(Response, kw_only=True):
     """What a kind of certificate looks like."""
 
     name: str
@@ -308,13 +308,13 @@ class Profile(Response):
     built_in: bool
 
 
-class ProfileList(Response):
+class ProfileList(Response, kw_only=True):
     """Every profile."""
 
     items: list[Profile]
 
 
-class ProfileDocument(Request):
+class ProfileDocument(Request, kw_only=True):
     """Profiles as their YAML text; replaces all profiles that are not built in."""
 
     text: Annotated[str, Meta(max_length=1_000_000)]
@@ -323,7 +323,7 @@ class ProfileDocument(Request):
 # --- authorities and bundles ------------------------------------------------------------------------------------------------------------
 
 
-class Authority(Response):
+class Authority(Response, kw_only=True):
     """One authority: root or issuing."""
 
     name: str
@@ -340,20 +340,20 @@ class Authority(Response):
     certificate: str
 
 
-class AuthorityList(Response):
+class AuthorityList(Response, kw_only=True):
     """Every authority."""
 
     items: list[Authority]
 
 
-class Bundle(Response):
+class Bundle(Response, kw_only=True):
     """The anchors of one trust domain."""
 
     trust_domain: str
     pem: str
 
 
-class BundleList(Response):
+class BundleList(Response, kw_only=True):
     """Every trust domain served here, with its anchors."""
 
     items: list[Bundle]
@@ -362,7 +362,7 @@ class BundleList(Response):
 # --- agents -----------------------------------------------------------------------------------------------------------------------------
 
 
-class AgentIdentity(Request):
+class AgentIdentity(Request, kw_only=True):
     """What an agent reports about one identity it looks after."""
 
     identity: str
@@ -377,7 +377,7 @@ class AgentIdentity(Request):
     last_failure: Annotated[str, Meta(max_length=2000)] | None = None
 
 
-class AgentReport(Request):
+class AgentReport(Request, kw_only=True):
     """What an agent sends after each change and at least once in its poll interval."""
 
     hostname: Annotated[str, Meta(max_length=255)]
@@ -385,13 +385,13 @@ class AgentReport(Request):
     identities: Annotated[list[AgentIdentity], Meta(max_length=2000)] = field(default_factory=list)
 
 
-class Reported(Response):
+class Reported(Response, kw_only=True):
     """A report was taken."""
 
     received_at: str
 
 
-class Agent(Response):
+class Agent(Response, kw_only=True):
     """An agent as the server knows it."""
 
     identity: str
@@ -405,7 +405,7 @@ class Agent(Response):
     identities: list[AgentIdentity]
 
 
-class AgentList(Response):
+class AgentList(Response, kw_only=True):
     """One page of agents."""
 
     items: list[Agent]
@@ -415,7 +415,7 @@ class AgentList(Response):
 # --- log --------------------------------------------------------------------------------------------------------------------------------
 
 
-class LogEntry(Response):
+class LogEntry(Response, kw_only=True):
     """One entry of the log, with its place in it."""
 
     index: int
@@ -423,14 +423,14 @@ class LogEntry(Response):
     entry: dict[str, Any]
 
 
-class LogEntryList(Response):
+class LogEntryList(Response, kw_only=True):
     """One page of entries in log order."""
 
     items: list[LogEntry]
     next_cursor: str | None = None
 
 
-class LogProof(Response):
+class LogProof(Response, kw_only=True):
     """An inclusion proof that can be checked without the server: C2SP tlog-proof text, and the entry it is about."""
 
     index: int
@@ -442,19 +442,19 @@ class LogProof(Response):
     proof: str
 
 
-class ErasePersonal(Request):
+class ErasePersonal(Request, kw_only=True):
     """Erase the salted personal data of one entry; the log itself keeps verifying."""
 
     index: Annotated[int, Meta(ge=0)]
 
 
-class Done(Response):
+class Done(Response, kw_only=True):
     """A change that has nothing to show but that it is durable and logged."""
 
     log_entry: int
 
 
-class Health(Response):
+class Health(Response, kw_only=True):
     """Liveness or readiness, with one line for each part that is not well."""
 
     status: str

@@ -18,6 +18,7 @@ from handclasp.access.patterns import (
     claim_value,
 )
 from handclasp.errors import HandclaspError, Kind
+from support.access import or_refused
 
 IDENTITIES = [
     ("a literal covers itself", "spiffe://td/prod/web", "spiffe://td/prod/web", True),
@@ -149,14 +150,16 @@ def test_a_claim_that_is_in_two_places_is_in_none() -> None:
 
 
 # Regression, GHSA-59w7-v8rr-pr4p: "*", "+", "/" and "," inside identity metadata widened a templated policy.
-@pytest.mark.parametrize("value", ["*", "**", "+", "a/b", "../a", "a,b", "{x}", ".", "..", "", "a\nb", "a\0", "a b", "é", ".*", "[^/]+", "a|b"])
+@pytest.mark.parametrize(
+    "value", ["*", "**", "+", "a/b", "../a", "a,b", "{x}", ".", "..", "", "a\nb", "a\0", "a b", "é", ".*", "[^/]+", "a|b"]
+)
 def test_a_metacharacter_in_a_claim_matches_nothing(value: str) -> None:
     claims = {"x": value}
     identities = IdentityPatterns(["spiffe://td/{x}/web"])
     for name in ("spiffe://td/prod/web", "spiffe://td/a/web", f"spiffe://td/{value}/web", "spiffe://td/a/b/web"):
         assert not identities.covers(name, claims)
     assert not DnsPatterns(["{x}.example.org"]).covers(f"{value}.example.org", claims)
-    assert not EmailPatterns(["{x}@example.org"]).covers(f"{value}@example.org", claims) or value in (".", "..")
+    assert not EmailPatterns(["{x}@example.org"]).covers(f"{value}@example.org", claims)
 
 
 SEGMENT = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=6).filter(lambda text: text not in (".", ".."))
@@ -194,10 +197,8 @@ def test_a_claim_never_covers_more_than_its_own_text(value: str, path: list[str]
 @pytest.mark.parametrize("kind", [IdentityPatterns, DnsPatterns, EmailPatterns, Networks])
 @given(text=st.one_of(st.text(max_size=60), st.text("spife:/td*{}.@ab", max_size=40)))
 def test_any_text_is_a_pattern_or_a_refusal(kind: type, text: str) -> None:
-    try:
+    with or_refused(Kind.BAD_POLICY):
         kind([text]).covers("spiffe://td/a")
-    except HandclaspError as error:
-        assert error.kind is Kind.BAD_POLICY
 
 
 CLAIMS = [

@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa, x25519
 from hypothesis import given
 from hypothesis import strategies as st
-from support.authorities import key_of
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import keys
+from support.authorities import key_of
+from support.errors import allowing
 
 
 @pytest.mark.parametrize("key_type", keys.KEY_TYPES)
@@ -106,8 +107,15 @@ _NEAR = _prime(_P - 2**400)
 def _roca_modulus() -> int:
     """A number of the ROCA form: a power of 65537 modulo the product of the first 126 primes."""
     primorial = math.prod(p for p in range(3, 702) if all(p % q for q in range(2, math.isqrt(p) + 1)))
-    first = pow(65537, 1234567, primorial) + primorial * (2**1023 // primorial + 11)
-    second = pow(65537, 7654321, primorial) + primorial * (2**1024 // primorial - 13)
+    small = math.prod(p for p in range(2, 752) if all(p % q for q in range(2, math.isqrt(p) + 1)))
+    first, second = (
+        next(
+            candidate
+            for k in range(1, 1000)
+            if math.gcd(candidate := pow(65537, power, primorial) + primorial * (2**1024 // primorial + k), small) == 1
+        )
+        for power in (1234567, 7654321)
+    )
     return first * second
 
 
@@ -141,10 +149,8 @@ def test_the_reason_of_a_weak_key_is_the_right_one():
 @given(st.binary(max_size=200))
 def test_broken_keys_raise_only_our_error(data):
     for parser in (keys.from_pem, keys.public_from_spki, keys.key_id):
-        try:
+        with allowing(Kind.BAD_KEY):
             parser(data)
-        except HandclaspError as error:
-            assert error.kind is Kind.BAD_KEY
 
 
 @given(st.integers(0, 90), st.integers(1, 255))
@@ -152,7 +158,5 @@ def test_a_changed_spki_raises_only_our_error(at, change):
     data = bytearray(keys.spki_der(key_of("p256").public_key()))
     data[at] ^= change
     for parser in (keys.public_from_spki, keys.key_id):
-        try:
+        with allowing(Kind.BAD_KEY):
             parser(bytes(data))
-        except HandclaspError as error:
-            assert error.kind is Kind.BAD_KEY

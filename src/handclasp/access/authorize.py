@@ -24,7 +24,7 @@ from handclasp.access.grants import (
 )
 from handclasp.access.patterns import ANY_VALUE, NO_CLAIMS, Claims, claim_value
 from handclasp.access.policy import Policy
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, TokenPrincipal
+from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, ServerPrincipal, TokenPrincipal
 from handclasp.errors import Kind
 from handclasp.pki.names import Names
 
@@ -108,6 +108,8 @@ def authorize(principal: Principal, plan: Planned, circumstances: Circumstances,
         return _for_certificate(principal, plan, circumstances, policy)
     if isinstance(principal, OidcPrincipal):
         return _for_oidc(principal, plan, circumstances, policy)
+    if isinstance(principal, ServerPrincipal):
+        return _for_server(principal, plan, circumstances)
     return Refused(Kind.NOT_ALLOWED, "this kind of caller may not do anything")  # CVE-2026-30836: a switch without its default case
 
 
@@ -129,11 +131,11 @@ def _refused_to_everyone(principal: Principal, plan: Planned, circumstances: Cir
         return Refused(Kind.NAME_NOT_ALLOWED, "a certificate without a name would be anybody's")
     if action == "revoke":
         return None
-    for rule in policy.deny:
-        name = rule.denied(names)
-        if name is not None:
-            why = f": {rule.reason}" if rule.reason else ""
-            return Refused(Kind.NAME_NOT_ALLOWED, f"{name} is denied by rule {rule.name}{why}")
+    denied = policy.denied(names)
+    if denied is not None:
+        rule, name = denied
+        why = f": {rule.reason}" if rule.reason else ""
+        return Refused(Kind.NAME_NOT_ALLOWED, f"{name} is denied by rule {rule.name}{why}")
     if action == "renew":
         refused = _changed_in_renewal(principal, plan)
         if refused is not None:
@@ -218,6 +220,16 @@ def _for_oidc(principal: OidcPrincipal, plan: Planned, circumstances: Circumstan
     if isinstance(answer, Allowed) and answer.single_use and not principal.jti:
         return Refused(Kind.NOT_AUTHENTICATED, "each identity token serves once here, and this one has no jti to tell it by")
     return answer
+
+
+def _for_server(principal: ServerPrincipal, plan: Planned, circumstances: Circumstances) -> Allowed | Refused:
+    """The server's own certificate: the profile ``server``, for names of its settings, and nothing else."""
+    names = plan.names
+    if circumstances.action != "issue" or plan.profile.name != "server" or names.spiffe is not None or names.email:
+        return Refused(Kind.NOT_ALLOWED, "the server issues itself a server certificate and nothing else")
+    if not set(names.dns) <= set(principal.dns) or not set(names.ip) <= set(principal.ip):
+        return Refused(Kind.NAME_NOT_ALLOWED, "the server's own certificate has the names of its settings and no others")
+    return Allowed("server")
 
 
 # --- grants -----------------------------------------------------------------------------------------------------------------------------

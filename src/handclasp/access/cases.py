@@ -29,7 +29,6 @@ from handclasp.access.patterns import DnsPatterns, EmailPatterns, IdentityPatter
 from handclasp.access.policy import Policy
 from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, TokenPrincipal
 from handclasp.access.yamlshape import Part, document_of
-from handclasp.clock import parse_duration
 from handclasp.errors import Kind
 from handclasp.pki.names import Names, make_names
 
@@ -99,7 +98,7 @@ def _request(part: Part) -> _Request:
     part.keys("identity", "dns", "ip", "email", "profile", "ttl", "source", "action")
     identity = part.text("identity") if "identity" in part.value else None
     names = part.attempt("", lambda: make_names(identity, part.texts("dns"), part.texts("ip"), part.texts("email")))
-    ttl = (part.attempt("ttl", lambda: parse_duration(part.text("ttl"))) if "ttl" in part.value else None) or 3600.0
+    ttl = part.duration("ttl") or 3600.0
     return _Request(
         names or Names(),
         _Profile(part.text("profile") if "profile" in part.value else "workload"),
@@ -168,7 +167,7 @@ def _token(part: Part) -> TokenPrincipal:
             ip=Networks(part.texts("allow_ip")),
             email=EmailPatterns(part.texts("allow_email")),
             profiles=frozenset(part.texts("profiles")),
-            max_ttl=parse_duration(part.text("max_ttl")) if "max_ttl" in part.value else None,
+            max_ttl=part.duration("max_ttl"),
             sources=Networks(part.texts("cidr")),
             agent=agent,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from handclasp.access.patterns import NO_CLAIMS, ClaimPattern, Claims, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
-from handclasp.pki.names import Names
+from handclasp.pki.names import Names, make_names
 
 ACTIONS = frozenset({"issue", "renew", "revoke"})
 """Everything that can be asked of :func:`handclasp.access.authorize.authorize`. What is not here is refused."""
@@ -82,6 +82,18 @@ class Grant:
     def has_names(self) -> bool:
         """Whether it covers any name at all."""
         return bool(self.identities or self.dns or self.ip or self.email)
+
+    def only_names(self) -> Names | None:
+        """Return the names of the one identity that this grant speaks of, so that who has it need not name them; None when there is a choice.
+
+        Patterns with ``*`` are a choice; among DNS names and addresses they are left out.
+        """
+        spiffe = [text for text in self.identities.texts if "*" not in text and "{" not in text]
+        if len(spiffe) != len(self.identities.texts) or len(spiffe) > 1:
+            return None
+        dns, ip, email = ([text for text in patterns.texts if not set(text) & set("*{/")] for patterns in (self.dns, self.ip, self.email))
+        names = make_names(spiffe[0] if spiffe else None, dns, ip, email)
+        return None if names.is_empty else names
 
     def uncovered(self, names: Names, claims: Claims = NO_CLAIMS) -> str | None:
         """Return the first of the names that this grant, by itself, does not cover; None when it covers all."""

@@ -26,7 +26,7 @@ class Limiter:
         self._free_at: OrderedDict[str, float] = OrderedDict()
 
     def check(self, key: str, cost: int = 1) -> None:
-        """Count ``cost`` requests for ``key``; when too many, count nothing and raise ``rate_limited`` with ``retry_after`` in seconds.
+        """Count ``cost`` requests for ``key``; when too many, count none and raise ``rate_limited`` with ``retry_after`` in seconds.
 
         A cost above the burst counts as the burst, so that a large batch waits for a full window and is not refused for ever.
         """

@@ -40,7 +40,7 @@ _CLAIM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")
 # SPIFFE-ID section 2.2: the characters of a path segment, which is never "." or "..".
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _LABEL = r"[a-z0-9-]+"
-_LOCAL = r"[A-Za-z0-9._-]+"
+_LOCAL = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
 
 
 class AnyValue(Mapping[str, Any]):
@@ -110,14 +110,14 @@ class Patterns:
     Raises ``bad_policy`` for a text that is not a pattern of this kind.
     """
 
-    __slots__ = ("_exact", "_regexes", "_templates", "texts")
+    __slots__ = ("_exact", "_regex", "_templates", "texts")
 
     what = "name"
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.texts: tuple[str, ...] = tuple(dict.fromkeys(texts))
         exact: set[str] = set()
-        regexes: list[re.Pattern[str]] = []
+        regexes: list[str] = []
         templates: list[_Template] = []
         for text in self.texts:
             skeleton, claims = _skeleton(text, self.what)
@@ -128,9 +128,9 @@ class Patterns:
             if literal:
                 exact.add(literal)
             if regex:
-                regexes.append(re.compile(regex))
+                regexes.append(regex)
         self._exact = frozenset(exact)
-        self._regexes = tuple(regexes)
+        self._regex = re.compile("|".join(f"(?:{regex})" for regex in regexes)) if regexes else None
         self._templates = tuple(templates)
 
     def _compile(self, skeleton: str, text: str) -> tuple[str, str]:
@@ -144,9 +144,8 @@ class Patterns:
         """Return whether one of the patterns covers the checked name."""
         if name in self._exact:
             return True
-        for regex in self._regexes:
-            if regex.fullmatch(name) is not None:
-                return True
+        if self._regex is not None and self._regex.fullmatch(name) is not None:
+            return True
         return bool(self._templates) and any(template.covers(name, claims) for template in self._templates)
 
     @property

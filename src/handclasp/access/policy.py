@@ -36,7 +36,7 @@ import msgspec
 from handclasp.access.grants import ACTIONS, AgentRule, CertificateRule, Grant, OidcRule, PrincipalRule, TokenRule
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
 from handclasp.access.yamlshape import Part, document_of
-from handclasp.clock import format_duration, parse_duration
+from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import Names
 from handclasp.wire import PolicyChange
@@ -81,6 +81,19 @@ class Policy:
     text: str = ""
     sha256: bytes = field(default=hashlib.sha256(b"").digest())
     """Of the text in UTF-8."""
+    _denied: DenyRule = field(init=False, repr=False, compare=False)
+    """All deny rules as one, so that what none of them denies is told quickly."""
+
+    def __post_init__(self) -> None:
+        identities = [text for rule in self.deny for text in rule.identities.texts]
+        dns = [text for rule in self.deny for text in rule.dns.texts]
+        object.__setattr__(self, "_denied", DenyRule("", IdentityPatterns(identities), DnsPatterns(dns)))
+
+    def denied(self, names: Names) -> tuple[DenyRule, str] | None:
+        """Return the first rule that denies one of the names, and that name; None when no rule does."""
+        if not self.deny or self._denied.denied(names) is None:
+            return None
+        return next((rule, name) for rule in self.deny if (name := rule.denied(names)) is not None)
 
     def grant_named(self, name: str) -> Grant | None:
         """Return the grant ``policy:NAME``, or None when it is not there (any more)."""
@@ -152,7 +165,7 @@ def _grant(part: Part, issuers: Mapping[str, OidcIssuer]) -> Grant:
         ip=_patterns(part, "ip", Networks),
         email=_patterns(part, "email", EmailPatterns),
         profiles=frozenset(part.texts("profiles", required=True)),
-        max_ttl=_duration(part, "max_ttl"),
+        max_ttl=part.duration("max_ttl"),
         sources=_patterns(part, "from", Networks),
         actions=actions,
         renew=part.flag("renew", True),
@@ -241,15 +254,6 @@ def _patterns(part: Part, key: str, make: Callable[[Iterable[str]], T]) -> T:
         if part.attempt((key, index), lambda text=text: make([text])) is not None:  # type: ignore[misc]
             good.append(text)
     return make(good)
-
-
-def _duration(part: Part, key: str) -> float | None:
-    if key not in part.value:
-        return None
-    seconds = part.attempt(key, lambda: parse_duration(part.text(key)))
-    if seconds is not None and seconds <= 0:
-        part.problem(key, "a certificate lives longer than nothing")
-    return seconds
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------------------------

@@ -119,4 +119,29 @@ class OidcPrincipal:
         return {"kind": "oidc", "issuer": self.issuer, "subject": self.subject} | ({"jti": self.jti} if self.jti else {})
 
 
-Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal
+@dataclass(frozen=True, slots=True)
+class ServerPrincipal:
+    """The server itself, asking for the certificate of its own listeners. It is made in code, never from a request."""
+
+    trust_domain: str
+    dns: tuple[str, ...] = ()
+    """The only names it may have: those of its settings."""
+    ip: tuple[str, ...] = ()
+
+    kind = "server"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Nothing: it does not call the API."""
+        return _NO_SCOPES
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return "server"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        return {"kind": "server"}
+
+
+Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal | ServerPrincipal

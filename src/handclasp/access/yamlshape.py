@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from handclasp.clock import parse_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.yamlfile import Document, Problems, read_yaml
 
@@ -93,6 +94,19 @@ class Part:
             self.problem(key, f"{key} must be a list of texts with something in it")
             return []
         return value
+
+    def duration(self, key: str) -> float | None:
+        """Return the duration at ``key`` in seconds; None when it is not there."""
+        if key not in self.value:
+            return None
+        value = self.value[key]
+        if not isinstance(value, str):
+            self.problem(key, f"{key} is a duration such as 90s, 15m or 24h")
+            return None
+        seconds = self.attempt(key, lambda: parse_duration(value))
+        if seconds is not None and seconds <= 0:
+            self.problem(key, f"{key} is longer than nothing")
+        return seconds
 
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false at ``key``."""

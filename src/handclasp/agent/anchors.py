@@ -31,11 +31,13 @@ class Anchors:
         """Return all CRLs (PEM), or nothing."""
         return self._get(f"{trust_domain}.crl.pem")
 
-    def offer(self, trust_domain: str, bundle: str) -> None:
-        """Take a bundle that came with a certificate, unless there is one: what is published is newer than any answer kept."""
+    def offer(self, trust_domain: str, bundle: str) -> bool:
+        """Take a bundle that came with a certificate where there is none yet; return whether it is the one that is held now."""
+        data = normalized(bundle)
         with self._lock:
             if not self._read(f"{trust_domain}.pem"):
-                self._put(f"{trust_domain}.pem", normalized(bundle))
+                self._put(f"{trust_domain}.pem", data)
+            return self._read(f"{trust_domain}.pem") == data
 
     def refresh(self, trust_domain: str, *, crl: bool) -> bool:
         """Ask the server for what has changed; return whether something has. Raises what the client raises."""

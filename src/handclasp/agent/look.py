@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import ssl
 import time
 from collections.abc import Callable
 
@@ -25,7 +24,7 @@ class Interrupted(Exception):  # noqa: N818  (it is no error: the agent was told
 
 
 def look(place: Look, expected: str, credential: Credential, *, timeout: float, wait: Wait) -> None:
-    """Return when the service at ``place`` serves the certificate with the SHA-256 ``expected``; raise ``delivery_failed`` after ``timeout``.
+    """Return when the service at ``place`` serves the leaf with the SHA-256 ``expected``; raise ``delivery_failed`` after ``timeout``.
 
     The first look is at once, later ones 1, 2, 4, 8, 16 s apart, the last one at the end of the time. Nothing is verified, because only one
     certificate in the world will do; ``credential`` is shown where the service asks for one.

@@ -155,6 +155,7 @@ class StateDirectory:
 
     def agent(self) -> AgentFile:
         """Return who this agent is; raise ``bad_setting`` when it is not enrolled."""
+        agent: AgentFile | None
         try:
             agent = _decode((self.root / "agent.json").read_bytes(), AgentFile)
         except OSError:
@@ -166,6 +167,17 @@ class StateDirectory:
     def save_agent(self, agent: AgentFile) -> None:
         """Write ``agent.json``; durable on return."""
         replace_file(self.root / "agent.json", msgspec.json.format(msgspec.json.encode(agent)))
+
+    def managed(self) -> list[str]:
+        """Return the names of the identities that the agent looked after when it last ran."""
+        try:
+            return _decode((self.root / "managed.json").read_bytes(), list[str]) or []
+        except OSError:
+            return []
+
+    def save_managed(self, names: list[str]) -> None:
+        """Write them."""
+        replace_file(self.root / "managed.json", msgspec.json.encode(names))
 
     @contextmanager
     def lease(self) -> Iterator[None]:

@@ -38,7 +38,8 @@ async def _bearer(services: Services, authorization: bytes) -> Principal:
     if value.startswith("hct_"):
         return await services.tokens.authenticate(value)
     if value.count(".") == 2:
-        return await services.oidc().verify(value)
+        services.oidc.use((await services.rulebook.current()).policy)
+        return await services.oidc.verify(value)
     raise HandclaspError(Kind.TOKEN_UNKNOWN, "this is not a token of this server", hint="tokens begin with hct_")
 
 

@@ -44,8 +44,10 @@ def read_cursor(query: Mapping[str, str], *types: type) -> tuple[Any, ...] | Non
         if not isinstance(key, list) or len(key) != len(types):
             raise ValueError("another shape")
         for value, type_ in zip(key, types, strict=True):
-            if type(value) is not type_ or (type_ is int and not -(2**63) <= value < 2**63) or (type_ is str and "\0" in value):
+            if type(value) is not type_:
                 raise ValueError("another shape")
+            if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and "\0" in value):
+                raise ValueError("another range")
         return tuple(key)
     except (ValueError, binascii.Error, RecursionError) as error:
         raise HandclaspError(Kind.BAD_REQUEST, "cursor is not one this server gave out", hint="begin again without it") from error

@@ -33,8 +33,7 @@ class Services:
     clock: Clock
     tiles: TileStorage
     cosignatures: Cosignatures
-    oidc: Callable[[], OidcVerifier]
-    """The verifier for the issuers of the policy in force."""
+    oidc: OidcVerifier
     principal_limit: Limiter
     refused_limit: Limiter
     problems: Callable[[], Awaitable[list[str]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handclasp import wire
+from handclasp.access.tokens import STATES as TOKEN_STATES
 from handclasp.api.handlers import agents, certificates, log, rules, system, trust
 from handclasp.api.paging import CURSOR, LIMIT
 from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, Parameter, Route
@@ -50,8 +51,8 @@ API: tuple[Route, ...] = (
     Route("POST", "/v1/tokens", rules.create_token, "tokens:write", "Create a token", wire.TokenRequest, wire.TokenCreated, status=201,
           max_body=SINGLE, kinds=(Kind.BAD_NAME, Kind.UNKNOWN_PROFILE)),
     Route("GET", "/v1/tokens", rules.list_tokens, "tokens:read", "List tokens, newest first", response=wire.TokenList,
-          parameters=(_text("owner", "Exact owner."),
-                      Parameter("state", "Current state.", {"type": "string", "enum": ["active", "spent", "expired", "revoked"]}),
+          parameters=(_text("name", "Exact name."), _text("owner", "Exact owner."),
+                      Parameter("state", "Current state.", {"type": "string", "enum": list(TOKEN_STATES)}),
                       LIMIT, CURSOR)),
     Route("GET", "/v1/tokens/{id}", rules.show_token, "tokens:read", "Show a token", response=wire.Token, kinds=(Kind.NOT_FOUND,)),
     Route("POST", "/v1/tokens/{id}:revoke", rules.revoke_token, "tokens:write", "Revoke a token", response=wire.Done,
@@ -92,8 +93,8 @@ API: tuple[Route, ...] = (
     Route("GET", "/v1/log/proof", log.prove, "log:read", "Prove that an entry is in the log", response=wire.LogProof,
           parameters=(_text("index", "The entry's index."), _text("sha256", "Fingerprint of the certificate that the entry issued.")),
           kinds=(Kind.NOT_FOUND,)),
-    Route("POST", "/v1/log/personal:erase", log.erase_personal, "log:write", "Erase an entry's personal data", wire.ErasePersonal, wire.Done,
-          kinds=(Kind.NOT_FOUND,)),
+    Route("POST", "/v1/log/personal:erase", log.erase_personal, "log:write", "Erase an entry's personal data",
+          wire.ErasePersonal, wire.Done, kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/log/checkpoint", log.checkpoint, "log:read", "The newest checkpoint, where tlog-tiles has it", media_type=TEXT,
           kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/log/tile/{path:path}", log.tile, "log:read", "A tile or entry bundle (C2SP tlog-tiles)",

@@ -17,6 +17,7 @@ from handclasp.clock import Clock, from_datetime, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import Entry, make_entry
 from handclasp.pki import ca, chains, keys
+from handclasp.pki.bundles import pem_bundle
 from handclasp.pki.names import check_trust_domain
 from handclasp.store import tables
 from handclasp.store.database import Store
@@ -30,7 +31,7 @@ By = Mapping[str, str]
 
 
 class Authorities:
-    """Every authority of one installation, as of the last :meth:`load`. Look-ups are in memory; what changes something is durable on return.
+    """Every authority of one installation, as of the last :meth:`load`. Look-ups are in memory, changes are durable on return.
 
     Not for more than one event loop. Other processes see changes through the store's generation: call :meth:`refresh` now and then.
     """
@@ -43,6 +44,7 @@ class Authorities:
         self._all: dict[str, Authority] = {}
         self._signers: dict[str, Signer] = {}
         self._keys: dict[str, keys.PrivateKey] = {}
+        self._bundles: dict[str, str] = {}
         self._generation = -1
 
     # --- looking up ---------------------------------------------------------------------------------------------------------------------
@@ -59,6 +61,7 @@ class Authorities:
             known = self._signers.get(name)
             signers[name] = known if known is not None and known.authority == authority else Signer(authority, self._key(authority.key_uri))
         self._all, self._signers, self._generation = found, signers, generation
+        self._bundles.clear()
 
     async def refresh(self) -> bool:
         """Load again if anything may have changed in any process; return whether it did. A few nanoseconds when not."""
@@ -109,6 +112,19 @@ class Authorities:
         now = self._clock()
         roots = (one for one in self._all.values() if one.is_root and one.trust_domain == trust_domain)
         return [one.der for one in roots if one.state == "active" and one.not_after > now]
+
+    def bundle_pem(self, trust_domain: str) -> str:
+        """Return the anchors of a trust domain as PEM, as of the last :meth:`load`. Raises ``not_found`` for an unknown domain."""
+        text = self._bundles.get(trust_domain)
+        if text is None:
+            text = self._bundles[trust_domain] = pem_bundle(self.anchors(trust_domain))
+        return text
+
+    def bundle_sequence(self, trust_domain: str) -> int:
+        """Return a number that rises whenever an anchor comes or goes, the same in every process (SPIFFE bundle ``spiffe_sequence``)."""
+        now = self._clock()
+        roots = (one for one in self._all.values() if one.is_root and one.trust_domain == trust_domain)
+        return sum(1 if one.state == "active" and one.not_after > now else 2 for one in roots)
 
     def issuing(self, trust_domain: str = "") -> list[Authority]:
         """Return the issuing authorities (of one trust domain, or all) whose certificates may still be alive, retired ones too."""
@@ -219,7 +235,7 @@ class Authorities:
     async def import_root(
         self, name: str, trust_domain: str, certificate: bytes, *, by: By, base_url: str = "", key_uri: str | None = None
     ) -> Authority:
-        """Record a root made elsewhere (PEM or DER), without a key unless it is at ``key_uri``. Raises ``bad_certificate``, ``conflict``."""
+        """Record a root made elsewhere (PEM or DER); its key stays there unless ``key_uri`` names it. Raises ``bad_certificate``."""
         self._check_new(name)
         check_trust_domain(trust_domain)
         root = facts.load_certificate(certificate)
@@ -334,6 +350,8 @@ class Authorities:
         self, name: str, trust_domain: str, der: bytes, chain: Sequence[bytes], uri: str | None, crl_base: str, shards: int, by: By
     ) -> Authority:
         now = self._clock()
+        if not crl_base:
+            shards = 1  # without a distribution point in certificates and CRL, a part of the list would pass for the whole
         values = facts.row_of(
             name=name, trust_domain=trust_domain, der=der, chain=chain, key_uri=uri, crl_base=crl_base, crl_shards=shards, now=now
         )

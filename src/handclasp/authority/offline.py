@@ -126,7 +126,8 @@ def root_crl(
     this root did not sign, ``verify_failed`` when the last CRL is not this root's.
     """
     root = facts.load_certificate(read_small(files.certificate, what="root certificate"))
-    entries, number = [], 0
+    entries: list[crl.Revoked] = []
+    number = 0
     if files.crl.exists():
         entries, number = read_entries(crl_der(read_small(files.crl, what="CRL")), root)
     for path, reason in (revoke or {}).items():

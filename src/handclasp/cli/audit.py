@@ -103,7 +103,9 @@ def show(state: State, index: int) -> None:
     terminal.write_fields(fields)
 
 
-@audit.command(client=True, example="handclasp audit prove web.pem --out web.proof\nhandclasp audit verify --proof web.proof --vkey-file log.vkey")
+@audit.command(
+    client=True, example="handclasp audit prove web.pem --out web.proof\nhandclasp audit verify --proof web.proof --vkey-file log.vkey"
+)
 @click.argument("certificate", required=False, metavar="[SHA256|FILE]", help="The certificate whose issuance is to be proved.")
 @click.option("--index", type=click.IntRange(0), help="Prove the entry at this place instead.")
 @click.option("--out", metavar="FILE", help="Write the proof to FILE instead of stdout.")

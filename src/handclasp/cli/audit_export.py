@@ -20,19 +20,26 @@ _AT_ONCE = 32
 """Files that are synced together; as many are fetched again at most after an interruption."""
 
 
-@click.command("export", cls=Command, client=True, example="handclasp audit export ./log-copy && handclasp audit verify ./log-copy --vkey-file log.vkey")
+@click.command(
+    "export",
+    cls=Command,
+    client=True,
+    example="handclasp audit export ./log-copy && handclasp audit verify ./log-copy --vkey-file log.vkey",
+)
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Where the copy is, or is to be.")
 @pass_state
 def export(state: State, directory: Path) -> None:
     """Copy the log's checkpoint and tiles. Run it again to go on where it stopped, or to bring a copy up to date.
 
-    What is there already is never fetched again and never overwritten. A log that has become shorter, or that is not what the copy says it was,
-    is refused, and the copy kept.
+    What is there already is never fetched again and never overwritten. A log that has become shorter, or that is not what the copy says it
+    was, is refused, and the copy kept.
     """
     copied = copy_log(state.api(), directory)
     if state.json:
         terminal.write_json({"directory": str(directory), "origin": copied.origin, "entries": copied.size, "root": copied.root.hex()})
-    terminal.say(f"{copied.size} entries of {copied.origin} are in {directory}; nothing is verified yet: handclasp audit verify {directory}")
+    terminal.say(
+        f"{copied.size} entries of {copied.origin} are in {directory}; nothing is verified yet: handclasp audit verify {directory}"
+    )
 
 
 def copy_log(api: Api, directory: Path) -> Checkpoint:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     help="Copy of the log's files; without it they are fetched from the server.",
 )
 @click.option("--vkey-file", "vkey_files", multiple=True, required=True, metavar="FILE", help="The log's verifier key.")
-@click.option("--witness-vkey-file", "witness_files", multiple=True, metavar="FILE", help="Verifier key of a witness whose cosignature counts.")
+@click.option(
+    "--witness-vkey-file", "witness_files", multiple=True, metavar="FILE", help="Verifier key of a witness whose cosignature counts."
+)
 @click.option("--witnesses", "wanted", type=click.IntRange(0), default=0, help="Fail unless this many witnesses cosigned.")
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="FILE", help="Checkpoint that was kept elsewhere, of any age.")
 @click.option("--proof", metavar="FILE", help="Verify this inclusion proof instead of the log.")

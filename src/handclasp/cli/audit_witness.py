@@ -36,7 +36,9 @@ _MAX_BODY = 200_000  # a note of 100 kB with a proof of 63 hashes is the largest
 )
 @click.option("--name", required=True, metavar="NAME", help="The witness's name, in its key and its cosignatures.")
 @click.option("--log-vkey-file", "vkey_files", multiple=True, metavar="FILE", help="Verifier key of a log to witness.")
-@click.option("--listen", default="127.0.0.1:8460", show_default=True, metavar="HOST:PORT", help="Where to listen (HTTP); port 0 is a free one.")
+@click.option(
+    "--listen", default="127.0.0.1:8460", show_default=True, metavar="HOST:PORT", help="Where to listen (HTTP); port 0 is a free one."
+)
 @click.option("--show-vkey", is_flag=True, help="Write the witness's own verifier key, and end.")
 @pass_state
 def witness(state: State, directory: Path, name: str, vkey_files: tuple[str, ...], listen: str, show_vkey: bool) -> None:
@@ -105,7 +107,7 @@ def _handler(service: Witness) -> type[http.server.BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(response.body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name in the base class)
             terminal.say(f"{self.client_address[0]} {format % args}")
 
     return Handler

@@ -68,7 +68,9 @@ def issue(state: State, identity: str | None, key_type: str, to_stdout: bool, fo
     if files is not None:
         refuse_existing(*files.paths, force=force)
         files.check_writable()
-    pem, csr = new_request(key_type, identity=None)  # the names go beside the CSR, where they are read and refused one by one
+    # A CSR made here cannot hold e-mail addresses; then it holds no names, and all of them are asked for beside it.
+    named = {} if options["email"] else {"dns": options["dns"], "ip": options["ip"]}
+    pem, csr = new_request(key_type, identity=None if options["email"] else identity, **named)
     issued = _ask(state, csr, identity, options)
     check_pair(keys.from_pem(pem), issued.certificate, "the certificate that the server sent")
     chain = served_chain(issued)
@@ -93,7 +95,9 @@ def _destination(to_stdout: bool, as_json: bool, options: dict[str, Any]) -> Any
             raise click.UsageError("--stdout and --json do not go together: name a file for the key with --key or --out-dir")
         return None
     if out_dir:
-        key, cert_file, bundle = (given or str(Path(out_dir) / name) for given, name in ((key, "key.pem"), (cert_file, "cert.pem"), (bundle, "bundle.pem")))
+        key, cert_file, bundle = (
+            given or str(Path(out_dir) / name) for given, name in ((key, "key.pem"), (cert_file, "cert.pem"), (bundle, "bundle.pem"))
+        )
     if not key or not cert_file:
         raise click.UsageError("say where the key and the certificate are to go: --out-dir DIR, or --key FILE and --cert FILE, or --stdout")
     return CredentialFiles(Path(key), Path(cert_file), Path(bundle) if bundle else None)
@@ -120,9 +124,7 @@ def _say_issued(issued: Issued, files: Sequence[str]) -> None:
 @click.option("--bundle", metavar="FILE", help="Write the trust bundle there.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @pass_state
-def sign(
-    state: State, csr_file: str, identity: str | None, cert_file: str | None, bundle: str | None, force: bool, **options: Any
-) -> None:
+def sign(state: State, csr_file: str, identity: str | None, cert_file: str | None, bundle: str | None, force: bool, **options: Any) -> None:
     """Obtain a certificate for a signing request that was made elsewhere (PEM or DER)."""
     from handclasp.cli.files import read_bytes, refuse_existing, write_file
     from handclasp.cli.pem import served_chain
@@ -151,11 +153,15 @@ def _csr_text(data: bytes, source: str) -> str:
     try:
         csr = x509.load_pem_x509_csr(data) if b"-----BEGIN" in data else x509.load_der_x509_csr(data)
     except ValueError as error:
-        raise HandclaspError(Kind.BAD_CSR, f"{source} holds no signing request that can be read", hint="handclasp cert inspect tells what it is") from error
+        raise HandclaspError(
+            Kind.BAD_CSR, f"{source} holds no signing request that can be read", hint="handclasp cert inspect tells what it is"
+        ) from error
     return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
-@cert.command("list", client=True, example="handclasp cert list --identity spiffe://example.org/prod/web\nhandclasp cert list --state active --json")
+@cert.command(
+    "list", client=True, example="handclasp cert list --identity spiffe://example.org/prod/web\nhandclasp cert list --state active --json"
+)
 @click.option("--identity", help="Only certificates of this identity.")
 @click.option("--state", "cert_state", metavar="STATE", help="Only active, superseded, expired or revoked ones.")
 @click.option("--profile", help="Only certificates of this profile.")
@@ -180,7 +186,16 @@ def certificate_table(items: Sequence[Certificate]) -> None:
     terminal.write_table(
         ["sha256", "identity", "profile", "state", "ends", "renews", "generation", "log entry"],
         [
-            [c.sha256[:16] if shorten else c.sha256, c.identity, c.profile, c.state, When(c.not_after), When(c.renew_after), c.generation, c.log_entry]
+            [
+                c.sha256[:16] if shorten else c.sha256,
+                c.identity,
+                c.profile,
+                c.state,
+                When(c.not_after),
+                When(c.renew_after),
+                c.generation,
+                c.log_entry,
+            ]
             for c in items
         ],
         empty="there are no such certificates",

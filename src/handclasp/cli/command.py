@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,6 +20,7 @@ from handclasp.errors import HandclaspError, Kind
 if TYPE_CHECKING:
     from handclasp.cli.connection import Api
 
+R = TypeVar("R")
 CONNECTION = ("url", "token_file", "ca")
 
 
@@ -39,7 +40,12 @@ class State:
         return connect(self, **credentials)
 
 
-pass_state = click.make_pass_decorator(State, ensure=True)
+_hand_over = click.make_pass_decorator(State, ensure=True)
+
+
+def pass_state(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command what the shared options came to, as its first argument."""
+    return _hand_over(function)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -100,7 +106,7 @@ class Command(click.Command):
                 with formatter.section(title):
                     formatter.write_dl(records)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click calls it so)
         """Write the example, as it is typed."""
         with formatter.section("Example"):
             for line in self.example.splitlines():
@@ -126,7 +132,7 @@ class RootGroup(LazyGroup):
                 sys.stderr.write("\n")
             ctx.exit(130)
 
-    def main(  # type: ignore[override]  # click declares overloads for the value of standalone_mode
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

@@ -65,20 +65,25 @@ def connect(state: State, **credentials: Any) -> Api:
 
     Raises ``bad_setting`` when the settings name nothing that can be used.
     """
+    return Api(make_client(resolve(state), **credentials))
+
+
+def resolve(state: State) -> Any:
+    """Return the client's settings: options first, then environment and configuration file. Raises ``bad_setting``."""
     from handclasp.client.settings import ClientSettings
 
     flags = {"url": state.url, "token_file": state.token_file, "ca": state.ca}
-    if state.token_file == "-":
+    if state.token_file == "-":  # noqa: S105  (where the secret is, and not the secret)
         flags |= {"token_file": None, "token": _token_from_stdin()}
-    return Api(make_client(ClientSettings.resolve(flags), **credentials))
+    return ClientSettings.resolve(flags)
 
 
-def make_client(settings: Any, **credentials: Any) -> Any:
+def make_client(settings: Any, *, credential: Any = None, **options: Any) -> Any:
     """Return the API client itself; tests put a simulator in its place."""
     from handclasp.client.api import ApiClient
 
-    token = None if credentials else settings.token
-    return ApiClient(settings.url, ca=settings.ca, token=token, **credentials)
+    token = None if credential else settings.token
+    return ApiClient(settings.url, ca=settings.ca, token=token, credential=credential, **options)
 
 
 def _token_from_stdin() -> str:

@@ -1,13 +1,13 @@
 """Key, certificate and bundle files that change together.
 
-Two files cannot be renamed in one step, and a service that is started between two renames finds a certificate that is not its key's. So files
-that are in use become links through one directory link, and that one link is what is renamed::
+Two files cannot be renamed in one step, and a service that is started between two renames finds a certificate that is not its key's. So
+files that are in use become links through one directory link, and that one link is what is renamed::
 
-    /etc/web/cert.pem -> .cert.pem.d/current/cert.pem        .cert.pem.d/current -> 20260101T000000Z-5f2a
-    /etc/web/key.pem  -> .cert.pem.d/current/key.pem         (renamed once: key, certificate and bundle are the new ones)
+    /etc/web/cert.pem -> .cert.pem.handclasp/current/cert.pem      .cert.pem.handclasp/current -> 20260101T000000Z-5f2a
+    /etc/web/key.pem  -> .cert.pem.handclasp/current/key.pem       (renamed once: key, certificate and bundle are the new ones)
 
-Plain files are turned into links on the first renewal, each to a copy of itself, so that every moment before the one rename shows the old pair
-and every moment after it the new pair: also when the process is killed, and also when the disk is full.
+Plain files are turned into links on the first renewal, each to a copy of itself, so that every moment before the one rename shows the old
+pair and every moment after it the new pair: also when the process is killed, and also when the disk is full.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from handclasp.faults import declare, fault
 
 declare("credentials.adopted", "credentials.linked", "credentials.staged", "credentials.flipped")
 
+_STORE = ".handclasp"
 _MODES = {"key.pem": 0o600, "cert.pem": 0o644, "bundle.pem": 0o644}
 
 
@@ -99,7 +100,7 @@ class CredentialFiles:
 
     def _flip(self, contents: Mapping[str, bytes]) -> None:
         named = self._named()
-        store = named["cert.pem"].parent / f".{named['cert.pem'].name}.d"
+        store = named["cert.pem"].parent / f".{named['cert.pem'].name}{_STORE}"
         store.mkdir(mode=0o755, exist_ok=True)
         current = store / "current"
         previous = self._adopt(named, store)
@@ -131,18 +132,24 @@ class CredentialFiles:
             for name, path in present.items():
                 _point(path, os.path.relpath(current / name, path.parent))
                 fault("credentials.linked")
-        return os.readlink(current) if current.is_symlink() else ""
+        return str(current.readlink()) if current.is_symlink() else ""
 
 
 def _home(path: Path) -> Path:
-    """Return where a file's own name is: links that others made are followed, ours are not."""
-    if path.is_symlink() and "current" not in Path(os.readlink(path)).parts[-2:-1]:
-        return path.resolve()
+    """Return where a file's own name is; raise ``conflict`` for a link that is not ours: whoever made it looks after the file."""
+    if path.is_symlink():
+        target = path.parent / path.readlink()
+        if target.parent.name != "current" or not target.parent.parent.name.endswith(_STORE):
+            raise HandclaspError(
+                Kind.CONFLICT,
+                f"{path} is a link to {target}, made by something else",
+                hint="let whatever made the link renew it (an agent does), or name files that are not links",
+            )
     return path.parent.resolve() / path.name
 
 
 def _is_through(path: Path, target: Path) -> bool:
-    return path.is_symlink() and (path.parent / os.readlink(path)).parent.parent.resolve() == target.parent.parent.resolve()
+    return path.is_symlink() and (path.parent / path.readlink()).parent.parent.resolve() == target.parent.parent.resolve()
 
 
 def _attributes(path: Path) -> os.stat_result | None:
@@ -150,7 +157,7 @@ def _attributes(path: Path) -> os.stat_result | None:
 
 
 def _generation(store: Path, contents: Mapping[str, bytes], like: Mapping[str, os.stat_result | None]) -> Path:
-    """Write a new generation, durable on return; each file has the mode and owner of the one it follows, keys at most readable by a group."""
+    """Write a new generation, durable on return; each file has the mode and owner of the one it follows, keys at most a group's."""
     directory = store / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
     directory.mkdir(mode=0o755)
     try:

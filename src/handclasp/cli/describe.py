@@ -1,6 +1,7 @@
 """What PEM and DER texts say, in words: certificates, signing requests, revocation lists and keys, each with what is wrong with it.
 
-Nothing here trusts its input: what cannot be read becomes a problem of that item, and only a source in which nothing can be read is an error.
+Nothing here trusts its input: what cannot be read becomes a problem of that item, and only a source in which nothing can be read is an
+error.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from cryptography import x509
@@ -283,7 +285,7 @@ def _private(text: bytes) -> Item:
 def _relate(items: Sequence[Item]) -> None:
     """Add the problems that show only when things are seen together: the order of a chain, a key that is another certificate's."""
     certificates = [item for item in items if item["type"] == "certificate" and "_object" in item]
-    for lower, upper in zip(certificates, certificates[1:], strict=False):
+    for lower, upper in pairwise(certificates):
         if lower["ca"] and not upper["ca"]:
             continue  # another chain begins
         try:
@@ -292,5 +294,10 @@ def _relate(items: Sequence[Item]) -> None:
             if not (lower["ca"] and lower["subject"] == lower["issuer"]):  # a bundle of roots is no chain
                 lower["problems"].append("the certificate after it is not its issuer")
     for item in items:
-        if item["type"] == "private key" and item.get("key_sha256") and certificates and item["key_sha256"] != certificates[0].get("key_sha256"):
+        if (
+            item["type"] == "private key"
+            and item.get("key_sha256")
+            and certificates
+            and item["key_sha256"] != certificates[0].get("key_sha256")
+        ):
             item["problems"].append("it does not belong to the first certificate here")

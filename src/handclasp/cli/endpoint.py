@@ -68,9 +68,8 @@ def _is_named(leaf: Item, name: str) -> bool:
 
 
 def _verify(host: str, port: int, name: str, ca: str) -> str:
-    from handclasp.client.material import load_trust
-
     from handclasp.cli.files import read_bytes
+    from handclasp.client.material import load_trust
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # names are held against it above, in words

@@ -20,7 +20,8 @@ _HIDDEN = {"problems", "type"}
     "inspect",
     cls=Command,
     client=("ca",),
-    example="handclasp cert inspect web.pem\nhandclasp cert inspect web.example.org:8443 --ca bundle.pem\ncat chain.pem | handclasp cert inspect -",
+    example="handclasp cert inspect web.pem\nhandclasp cert inspect web.example.org:8443 --ca bundle.pem\n"
+    "cat chain.pem | handclasp cert inspect -",
 )
 @click.argument("source", metavar="FILE|-|HOST:PORT", help="What to look at.")
 @click.option("--servername", metavar="NAME", help="Name to ask the endpoint for (SNI), and to hold its certificate against.")

@@ -27,11 +27,11 @@ class LazyGroup(click.Group):
         self.sections = sections
         self._places = {name: place for section in sections.values() for name, (place, _) in section.items()}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click calls it so)
         """Return the names in the order of the sections."""
         return list(self._places)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import and return a command, or None when there is none of that name."""
         place = self._places.get(cmd_name)
         if place is None:
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the sections, without importing a single command."""
         width = max(len(name) for name in self._places)
         for title, section in self.sections.items():

@@ -12,7 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def limit_option(function: F) -> F:
     """Add ``--limit``: how many items a list shows at most."""
-    return click.option("--limit", type=click.IntRange(0), default=1000, show_default=True, help="Items to show at most; 0 is all.")(function)
+    return click.option("--limit", type=click.IntRange(0), default=1000, show_default=True, help="Items to show at most; 0 is all.")(
+        function
+    )
 
 
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:

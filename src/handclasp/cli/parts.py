@@ -1,7 +1,7 @@
 """Reach the parts that are other programs: the server and the agent.
 
-They are imported by name when a command needs them, because the command line has to work where they are not installed, and because nothing of
-theirs may be loaded for ``handclasp --help``.
+They are imported by name when a command needs them, because the command line has to work where they are not installed, and because nothing
+of theirs may be loaded for ``handclasp --help``.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def fingerprint_of(text: str) -> str:
     if text == "-" or Path(text).exists():
         first = load_certificates(read_bytes(text), text)[0]
         return hashlib.sha256(first.public_bytes(serialization.Encoding.DER)).hexdigest()
-    raise HandclaspError(Kind.NOT_FOUND, f"{text} is neither a certificate's SHA-256 nor a file", hint="handclasp cert list shows the fingerprints")
+    raise HandclaspError(
+        Kind.NOT_FOUND, f"{text} is neither a certificate's SHA-256 nor a file", hint="handclasp cert list shows the fingerprints"
+    )
 
 
 def served_chain(issued: Issued) -> str:

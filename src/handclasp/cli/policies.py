@@ -86,5 +86,3 @@ def _policy_in_force(state: State) -> str:
 
 def _case(result: Any) -> dict[str, Any]:
     return {name: getattr(result, name) for name in ("name", "ok", "expected", "got", "reason")}
-
-

@@ -12,15 +12,19 @@ from handclasp.cli import terminal
 from handclasp.cli.command import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from handclasp.cli.connection import Api
     from handclasp.cli.credentials import CredentialFiles
+    from handclasp.pki.names import Names
 
 
 @click.command(
     "renew",
     cls=Command,
     client=("url", "ca"),
-    example="handclasp cert renew --cert cert.pem --key key.pem --bundle bundle.pem\nhandclasp cert renew --cert cert.pem --key key.pem --if-due   (from cron)",
+    example="handclasp cert renew --cert cert.pem --key key.pem --bundle bundle.pem\n"
+    "handclasp cert renew --cert cert.pem --key key.pem --if-due   (from cron)",
 )
 @click.option("--cert", "cert_file", required=True, metavar="FILE", help="The certificate to renew, and to replace.")
 @click.option("--key", required=True, metavar="FILE", help="Its key, to replace with a new one.")
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 def renew(state: State, cert_file: str, key: str, bundle: str | None, ttl: str | None, key_type: str | None, if_due: bool) -> None:
     """Renew a certificate over mutual TLS with itself, with a new key.
 
-    Key, certificate and bundle are replaced together: a service that reads them finds the old pair or the new pair, whatever happens. On the
-    first renewal the files become links into a directory beside the certificate.
+    Key, certificate and bundle are replaced together: a service that reads them finds the old pair or the new pair, whatever happens. On
+    the first renewal the files become links into a directory beside the certificate.
     """
     from handclasp.cli.credentials import CredentialFiles
 
@@ -53,18 +57,33 @@ def _renew(state: State, files: CredentialFiles, ttl: str | None, key_type: str 
 
     old_key, old = load_key(files.key), read_bytes(str(files.cert))
     check_pair(old_key, old, str(files.cert))
-    sha256 = hashlib.sha256(load_certificates(old, str(files.cert))[0].public_bytes(Encoding.DER)).hexdigest()
+    certificate = load_certificates(old, str(files.cert))[0]
+    sha256 = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
     api = _connect(state, files)
     if if_due and not _due(state, api, sha256):
         return
     files.check_writable()
-    pem, csr = new_request(key_type or keys.key_type_of(old_key.public_key()), identity=None)
+    names = _names(certificate)
+    pem, csr = new_request(key_type or keys.key_type_of(old_key.public_key()), identity=names.spiffe, dns=names.dns, ip=names.ip)
     issued = api.call("POST", f"/v1/certificates/{sha256}:renew", Issued, body=RenewRequest(csr=csr, ttl=ttl))
     check_pair(keys.from_pem(pem), issued.certificate, "the certificate that the server sent")
     files.install(pem, served_chain(issued).encode(), issued.bundle.encode())
     if state.json:
         terminal.write_json(issued)
     terminal.say(f"{issued.identity}, until {issued.not_after}, renew after {issued.renew_after} (log entry {issued.log_entry})")
+
+
+def _names(certificate: x509.Certificate) -> Names:
+    """Return the names to ask for again: those of the certificate, none where it has e-mail addresses (a CSR made here cannot)."""
+    from cryptography import x509
+
+    from handclasp.pki.names import Names, names_from_san
+
+    try:
+        names = names_from_san(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return Names()
+    return Names() if names.email else names
 
 
 def _connect(state: State, files: CredentialFiles) -> Api:

@@ -26,7 +26,9 @@ def up(**flags: Any) -> int:
     return _exit_code(_run("up", flags))
 
 
-@click.command(cls=SettingsCommand, example="handclasp serve --database postgresql://handclasp@db/handclasp --workers 4 --https 0.0.0.0:8443")
+@click.command(
+    cls=SettingsCommand, example="handclasp serve --database postgresql://handclasp@db/handclasp --workers 4 --https 0.0.0.0:8443"
+)
 def serve(**flags: Any) -> int:
     """Serve from a data directory that ``handclasp init`` has made."""
     return _exit_code(_run("serve", flags))

@@ -138,7 +138,9 @@ def write_fields(fields: Sequence[tuple[str, Cell]]) -> None:
         for name, cell in fields:
             write(f"{name}\t{plain(cell)}")
         return
-    told = [(name, with_relative(cell) if isinstance(cell, When) else shown(cell)) for name, cell in fields if cell not in (None, "", [], ())]
+    told = [
+        (name, with_relative(cell) if isinstance(cell, When) else shown(cell)) for name, cell in fields if cell not in (None, "", [], ())
+    ]
     width = max((len(name) for name, _ in told), default=0)
     for name, text in told:
         write(f"{styled(name.ljust(width), 'dim', sys.stdout)}  {text}")
@@ -242,6 +244,22 @@ def _words(text: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def start_logging(level: str) -> None:
+    """Let a program that runs on say what it does, one line an event on stderr, with the time where no journal adds it."""
+    import logging
+
+    class Visible(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return visible(super().format(record), keep="\n")
+
+    handler = logging.StreamHandler(sys.stderr)
+    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    handler.setFormatter(Visible(f"{when}%(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
 
 
 class Progress:

@@ -61,7 +61,7 @@ def create(state: State, name: str, labels: tuple[str, ...], no_renew: bool, out
             f"{out} exists, and a new token is not written over it",
             hint=f"if it is the token to authenticate with: handclasp --token-file {out} token create …",
         )
-    given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    given: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     request = TokenRequest(name=name, labels=pairs(labels, "--label"), renew=not no_renew, **given)
     made = state.api().call("POST", "/v1/tokens", TokenCreated, body=request)
     if out:

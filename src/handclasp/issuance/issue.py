@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,10 +16,10 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
 from handclasp.access.grants import Grant
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
+from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, ServerPrincipal, TokenPrincipal
 from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
-from handclasp.clock import Clock, format_duration
+from handclasp.clock import Clock, format_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
@@ -27,7 +28,7 @@ from handclasp.issuance.window import renewal_window
 from handclasp.log.entries import Entry, make_entry
 from handclasp.pki.csr import Csr, parse_csr
 from handclasp.pki.lint import lint
-from handclasp.pki.names import Names, make_names
+from handclasp.pki.names import Names, make_names, trust_domain_of
 from handclasp.pki.plan import Plan, make_plan, new_serial
 from handclasp.pki.profiles import Profile
 from handclasp.store import tables
@@ -115,7 +116,8 @@ class Issuance:
             self._check_predecessor(request, predecessor, csr, profile)
         # 3 Plan: the complete content to be signed.
         now = self._clock()
-        signer = await self._authorities.get(profile.authority)
+        await self._authorities.refresh()
+        signer = self._authorities.get(profile.authority, _trust_domain(request, names))
         ttl = _wanted_lifetime(request, predecessor, profile)
         serial = new_serial(self._instance, self._random)
         plan = make_plan(profile=profile, names=names, csr=csr, issuer=signer.issuer, now=now, ttl=ttl, serial=serial)
@@ -135,23 +137,24 @@ class Issuance:
         # 5 Lint what would be signed.
         lint(plan.tbs, plan)
         # 6 Sign. The plan can be redeemed once; the signer checks its own signature.
-        der = signer.sign(plan)
+        der = await asyncio.to_thread(signer.sign, plan) if signer.remote else signer.sign(plan)
         fault("issue.signed")
         # 7 Commit row, lineage and log entry together.
         draw = int.from_bytes(self._random(2), "big") / 65536
         sha256 = hashlib.sha256(der).digest()
-        write = self._write(request, plan, decision, signer.id, der, sha256, predecessor, now, draw)
+        write = self._write(request, plan, decision, signer.authority.id, der, sha256, predecessor, now, draw)
         log_entry = await self._store.ledger.commit(write)
         fault("issue.committed")
         # 8 Answer. Nothing has left before this line.
         row = write.certificate
         assert row is not None
         return IssuedCertificate(
-            der, sha256, plan.serial, row.identity, signer.name, signer.chain_pem, self._authorities.bundle_pem(signer.issuer.trust_domain),
+            der, sha256, plan.serial, row.identity, signer.issuer.name, signer.chain_pem,
+            self._authorities.bundle_pem(signer.issuer.trust_domain),
             plan.not_before, plan.not_after, row.renew_after, row.renew_before, log_entry,
         )  # fmt: skip
 
-    # --- 1 ----------------------------------------------------------------------------------------------------------------------------------
+    # --- 1 ----------------------------------------------------------------------------------------------------
 
     async def _check_key(self, csr: Csr) -> None:
         """Refuse a blocked key before anything is signed. (That a key stays with one identity is held by the ledger, atomically.)"""
@@ -162,7 +165,7 @@ class Issuance:
         if csr.spki_sha256 in self._blocked:
             raise HandclaspError(Kind.BLOCKED_KEY, "this key is blocked", hint="it was reported compromised: make a new key")
 
-    # --- 2 ----------------------------------------------------------------------------------------------------------------------------------
+    # --- 2 ----------------------------------------------------------------------------------------------------
 
     async def _predecessor(self, sha256: bytes) -> Predecessor:
         row = await self._store.point(_PREDECESSOR, (sha256,))
@@ -200,7 +203,7 @@ class Issuance:
         if csr.spki_sha256 == predecessor.spki_sha256 and not profile.renew_same_key:
             raise HandclaspError(Kind.REUSED_KEY, "a renewal needs a new key", hint="make a new key, or set renew_same_key in the profile")
 
-    # --- 4 ----------------------------------------------------------------------------------------------------------------------------------
+    # --- 4 ----------------------------------------------------------------------------------------------------
 
     async def _origin(self, request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Grant | None:
         """Return the grant that the caller's line began with, as it is today; None when it is gone."""
@@ -211,7 +214,7 @@ class Issuance:
             return await self._tokens.grant_of(name)
         return next((grant for grant in rules.policy.grants if grant.name == name), None)
 
-    # --- 7 ----------------------------------------------------------------------------------------------------------------------------------
+    # --- 7 ----------------------------------------------------------------------------------------------------
 
     def _write(
         self, request: IssuanceRequest, plan: Plan, decision: Allowed, authority_id: int, der: bytes, sha256: bytes,
@@ -254,6 +257,13 @@ def decision_hint(kind: Kind) -> str:
     return ""
 
 
+def _trust_domain(request: IssuanceRequest, names: Names) -> str:
+    """Return the trust domain whose default authority signs; empty for the installation's first."""
+    if names.spiffe is not None:
+        return trust_domain_of(names.spiffe)
+    return request.principal.trust_domain if isinstance(request.principal, ServerPrincipal) else ""
+
+
 def _resolve_profile(request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Profile:
     name = request.profile
     if predecessor is not None:
@@ -270,7 +280,7 @@ def _resolve_profile(request: IssuanceRequest, predecessor: Predecessor | None, 
 
 
 def _resolve_names(request: IssuanceRequest, csr: Csr, predecessor: Predecessor | None) -> Names:
-    """Return the names to certify. A kind of name that both request and CSR give must be the same in both: a silent choice would be a trap."""
+    """Return the names to certify. Names that both request and CSR give must be the same: a silent choice would be a trap."""
     if predecessor is not None:
         if not csr.names.is_empty and not _within(csr.names, predecessor.names):
             raise HandclaspError(Kind.NAME_NOT_ALLOWED, "the CSR asks for names that the certificate to renew does not have")
@@ -331,7 +341,7 @@ def names_json(names: Names) -> str:
     return json.dumps({kind: values for kind, values in (("dns", names.dns), ("ip", names.ip), ("email", names.email)) if values})
 
 
-# --- log entries ----------------------------------------------------------------------------------------------------------------------------
+# --- log entries ----------------------------------------------------------------------------------------------------
 
 
 def _issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, grant: str, now: int) -> Entry:
@@ -343,8 +353,8 @@ def _issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, gra
         "authority": plan.issuer.name,
         "key": row.spki_sha256.hex(),
         "key_type": row.key_type,
-        "not_before": plan.not_before,
-        "not_after": plan.not_after,
+        "not_before": rfc3339(plan.not_before),
+        "not_after": rfc3339(plan.not_after),
     }
     if plan.names.dns:
         what["dns"] = plan.names.dns

@@ -1,4 +1,4 @@
-"""Revocation: the row, the dirty CRL shard and the log entry in one transaction; a compromised key takes everything it signed for with it."""
+"""Revocation: row, dirty CRL shard and log entry in one transaction; a compromised key takes every certificate over it along."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from handclasp.access.principals import CertificatePrincipal, Principal
+from handclasp.authority.crls import mark_dirty
 from handclasp.clock import Clock, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
@@ -111,7 +112,7 @@ class Revoker:
             for row in rows
         ]
         shards = {(row.authority_id, row.crl_shard) for row in rows}
-        return changes + [Change(_mark_dirty(self._store.is_sqlite, authority_id, shard, now)) for authority_id, shard in sorted(shards)]
+        return changes + [change for authority_id, shard in sorted(shards) for change in mark_dirty(authority_id, shard, now)]
 
     def _entries(
         self, rows: Sequence[Row[Any]], first: Row[Any], reason: str, comment: str, principal: Principal, source: Source, now: int
@@ -132,7 +133,7 @@ class Revoker:
                     source=source.to_log(),
                     personal={"comment": comment} if comment else None,
                     subjects=[f"certificate:{row.sha256.hex()}"],
-                )  # fmt: skip
+                )
             )
         if reason == "key_compromise":
             what = {"key": first.spki_sha256.hex(), "since": rfc3339(now)}
@@ -154,14 +155,6 @@ def _reason_name(code: int) -> str:
 
 def _public_name(identity: str) -> str:
     return "email" if identity.startswith("email:") else identity
-
-
-def _mark_dirty(sqlite: bool, authority_id: int, shard: int, now: int) -> Any:
-    insert = sqlite_insert if sqlite else postgres_insert
-    values = {"authority_id": authority_id, "shard": shard, "since_at": now}
-    # Always another value than before, also within one millisecond: the publisher takes the mark away only if it is still the one it read.
-    later = {"since_at": tables.crl_dirty.c.since_at + 1}
-    return insert(tables.crl_dirty).values(**values).on_conflict_do_update(index_elements=["authority_id", "shard"], set_=later)
 
 
 def _block_key(sqlite: bool, row: Row[Any], now: int) -> Any:

@@ -6,6 +6,7 @@ A file never changes once it is there: it is written aside, synced, and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -86,6 +87,9 @@ class TileStorage:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._root = str(directory.absolute())
+        self._aside = f"{self._root}/.aside"
+        self._directories: set[str] = set()
         self._full_tile = lru_cache(maxsize=512)(self._read_full_tile)  # 4 MB: what proofs of one log mostly read
 
     # --- reading ---
@@ -161,8 +165,9 @@ class TileStorage:
 
     def prepare(self) -> None:
         """Make the directory and clear away what a killed writer left half-written."""
-        self._aside.mkdir(parents=True, exist_ok=True)
-        for left in self._aside.iterdir():
+        aside = self.directory / ".aside"
+        aside.mkdir(parents=True, exist_ok=True)
+        for left in aside.iterdir():
             if left.name != COSIGNED:  # which another process may be writing
                 left.unlink()
 
@@ -171,42 +176,59 @@ class TileStorage:
 
         Each file is synced before its rename, and each directory once at the end, however many files went into it.
         """
-        touched: set[Path] = set()
-        self._aside.mkdir(parents=True, exist_ok=True)
-        for path, data in files.items():
-            target = self.directory / path
-            self._make_directory(target.parent, touched)
-            aside = self._aside / path.replace("/", "_")
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            fault("log.file.written")
-            aside.replace(target)
-            touched.add(target.parent)
-            fault("log.file.renamed")
-        for directory in touched:
-            sync_directory(directory)
+        touched: dict[str, None] = {}
+        try:
+            self._make_directory(self._aside, touched)
+            for path, data in files.items():
+                target = f"{self._root}/{path}"
+                directory = target.rpartition("/")[0]
+                self._make_directory(directory, touched)
+                aside = f"{self._aside}/{path.replace('/', '_')}"
+                _write_synced(aside, data)
+                fault("log.file.written")
+                os.rename(aside, target)  # noqa: PTH104  (pathlib doubles the cost of a step)
+                touched[directory] = None
+                fault("log.file.renamed")
+            for directory in touched:
+                _sync_directory(directory)
+        except OSError:
+            self._directories.clear()  # some may not be durable
+            raise
 
     def remove_partials(self, paths: Iterable[str]) -> None:
         """Remove the partial files of these full tiles, which must be durable (C2SP tlog-tiles, "Partial Tiles")."""
         for path in paths:
-            shutil.rmtree(self.directory / f"{path}.p", ignore_errors=True)
+            directory = f"{self._root}/{path}.p"
+            if os.path.isdir(directory):  # noqa: PTH112
+                shutil.rmtree(directory, ignore_errors=True)
+                self._directories.discard(directory)
 
-    @property
-    def _aside(self) -> Path:
-        return self.directory / ".aside"
+    def _make_directory(self, directory: str, touched: dict[str, None]) -> None:
+        """Make a directory, and have its name synced once in this process, whoever made it: a killed writer may not have come to that."""
+        if directory in self._directories:
+            return
+        parent = directory.rpartition("/")[0]
+        if directory != self._root:
+            self._make_directory(parent, touched)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)  # noqa: PTH102
+        touched[parent or "/"] = None
+        self._directories.add(directory)
 
-    def _make_directory(self, directory: Path, touched: set[Path]) -> None:
-        if not directory.is_dir():
-            self._make_directory(directory.parent, touched)
-            directory.mkdir(exist_ok=True)
-            touched.add(directory.parent)
+
+def _write_synced(path: str, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync_directory(directory: str) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

@@ -1,8 +1,7 @@
 """Certificates of authorities: self-signed roots, requests of issuing authorities, and issuing certificates.
 
-Made rarely and away from the hot path, so plainly with ``cryptography``'s builder. Every authority has its own subject and key
-identifier: two authorities
-under one name make verifiers try each key for each signature, and some give up.
+Made rarely and away from the hot path, so plainly with ``cryptography``'s builder. Every authority has its own subject and key identifier:
+two authorities under one name make verifiers try each key for each signature, and some give up.
 """
 
 from __future__ import annotations
@@ -117,13 +116,10 @@ def sign_issuing(
 ) -> bytes:
     """Return the DER certificate of an issuing authority, signed by a root and checked against it.
 
-    ``request`` is a CSR (DER or PEM bytes, whose proof is checked) or a public key; of a CSR only the key is used. ``lifetime`` is
-    seconds from now, cut to the
-    root's end. ``dns_zones`` become critical name constraints; ``uri_constraint`` (a trust domain) too, but only where asked for, because
-    some verifiers
-    refuse every chain that carries one. Raises ``bad_key`` when the key is not the root's, ``conflict`` when the root may not sign it,
-    and what
-    :func:`parse_csr` raises.
+    ``request`` is a CSR (DER or PEM bytes, whose proof is checked) or a public key; of a CSR only the key is used. ``lifetime`` is seconds
+    from now, cut to the root's end. ``dns_zones`` become critical name constraints; ``uri_constraint`` (a trust domain) too, but only where
+    asked for, because some verifiers refuse every chain that carries one. Raises ``bad_key`` when the key is not the root's, ``conflict``
+    when the root may not sign it, and what :func:`parse_csr` raises.
     """
     root = chains.load(root_cert)
     if keys.spki_der(root_key.public_key()) != chains.subject_and_key(root)[1]:
@@ -176,8 +172,8 @@ def issuer_of(
 ) -> Issuer:
     """Return the :class:`Issuer` of an authority's DER certificate, with its subject byte for byte as it stands there.
 
-    Raises ``bad_certificate`` when it is not an authority's, ``bad_key`` when its key type is not one we sign with, ``bad_name`` for a
-    bad trust domain or zone.
+    Raises ``bad_certificate`` when it is not an authority's, ``bad_key`` when its key type is not one we sign with, ``bad_name`` for a bad
+    trust domain or zone.
     """
     parsed = chains.load(certificate)
     if not any(isinstance(item.value, x509.BasicConstraints) and item.value.ca for item in parsed.extensions):

@@ -1,8 +1,7 @@
 """Certificates as files and as paths: PEM in and out, fingerprints, and a path check for every key type that we issue.
 
-``cryptography``'s verifier is the stricter one for WebPKI algorithms, but it refuses Ed25519; this one is small, knows our types, and
-fails closed
-on what it does not know (critical extensions, kinds of name constraint).
+``cryptography``'s verifier is the stricter one for WebPKI algorithms, but it refuses Ed25519; this one is small, knows our types, and fails
+closed on what it does not know (critical extensions, kinds of name constraint).
 """
 
 from __future__ import annotations
@@ -26,7 +25,16 @@ MAX_PATH = 8  # certificates between leaf and anchor; real ones have one to thre
 MAX_CANDIDATES = 64  # issuers tried in one check: a pile of look-alike CAs must not become a denial of service
 
 _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    Warning,  # what the parser only complains about is an exception where warnings are errors
+)
+"""What ``cryptography`` raises for a certificate, request or list that it cannot read."""
 _HASHES = ("sha256", "sha384", "sha512")
 _KNOWN = frozenset(
     cls.oid
@@ -57,18 +65,17 @@ def load(data: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(data)
         _ = certificate.extensions
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise HandclaspError(Kind.BAD_CERTIFICATE, "this is not a certificate that can be read") from error
     if certificate.version is not x509.Version.v3:  # version 1 has no extensions, so nothing says what it may be used for
         raise HandclaspError(Kind.BAD_CERTIFICATE, "this is not a version 3 certificate")
+    if certificate.serial_number <= 0:  # RFC 5280 4.1.2.2
+        raise HandclaspError(Kind.BAD_CERTIFICATE, "the certificate's serial number is not positive")
     return certificate
 
 
 def subject_and_key(certificate: x509.Certificate) -> tuple[bytes, bytes]:
-    """Return the subject and the SubjectPublicKeyInfo of a certificate, byte for byte as they stand in it; raise ``bad_certificate`` for
-    old versions."""
-    if certificate.version is not x509.Version.v3:
-        raise HandclaspError(Kind.BAD_CERTIFICATE, "this is not a version 3 certificate")
+    """Return the subject and the SubjectPublicKeyInfo of a certificate, byte for byte as they stand in it."""
     parts = der.children(certificate.tbs_certificate_bytes)
     return parts[5], parts[6]
 
@@ -109,11 +116,9 @@ def verify_chain(leaf: bytes, intermediates: Sequence[bytes], anchors: Sequence[
     (ms).
 
     Checked at each step (RFC 5280 section 6): signature with SHA-256 or better, dates, no unknown critical extension, and above the leaf
-    basicConstraints,
-    path length, keyCertSign and name constraints (DNS, IP, URI; other kinds are refused). ``purpose`` is ``client_auth`` or
-    ``server_auth`` and must be in the
-    leaf's extendedKeyUsage. Anchors need not be self-signed. Revocation is not looked at. Raises ``bad_certificate`` for what cannot be
-    read.
+    basicConstraints, path length, keyCertSign and name constraints (DNS, IP, URI; other kinds are refused). ``purpose`` is ``client_auth``
+    or ``server_auth`` and must be in the leaf's extendedKeyUsage. Anchors need not be self-signed. Revocation is not looked at. Raises
+    ``bad_certificate`` for what cannot be read.
     """
     certificate = load(leaf)
     _check_one(certificate, now)
@@ -207,7 +212,7 @@ def _check_issued(path: list[x509.Certificate], issuer: x509.Certificate, now: i
         child.verify_directly_issued_by(issuer)
     except HandclaspError as error:
         raise _failed(f"{who}: {error.detail}") from error
-    except (InvalidSignature, *_UNREADABLE) as error:
+    except (InvalidSignature, *UNREADABLE) as error:
         raise _failed(f"the signature of {_describe(child)} is not by {who}") from error
 
 

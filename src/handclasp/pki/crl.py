@@ -70,10 +70,9 @@ def build_crl(
     """Return a signed DER CRL of the authority whose certificate is ``issuer_cert`` (DER); times in ms since the epoch.
 
     ``number`` must rise with each CRL of the same scope. ``idp_url`` is exactly the string in the certificates' distribution point: the
-    critical
-    extension that carries it keeps one shard's CRL from being passed off as another's. It sets none of the onlyContains flags: a list
-    that claims one
-    wrongly revokes nothing. Raises ``bad_key`` when the key is not the certificate's, ``internal`` for impossible numbers.
+    critical extension that carries it keeps one shard's CRL from being passed off as another's. It sets none of the onlyContains flags: a
+    list that claims one wrongly revokes nothing. Raises ``bad_key`` when the key is not the certificate's, ``internal`` for impossible
+    numbers.
     """
     certificate = chains.load(issuer_cert)
     subject, spki = chains.subject_and_key(certificate)
@@ -143,14 +142,7 @@ def read_crl(data: bytes) -> Crl:
             url,
             len(crl),
         )
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-        x509.InvalidVersion,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except chains.UNREADABLE as error:
         raise HandclaspError(Kind.BAD_CERTIFICATE, "this is not a revocation list that can be read") from error
 
 

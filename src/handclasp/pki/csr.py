@@ -7,13 +7,14 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import der, keys
+from handclasp.pki.chains import UNREADABLE
 from handclasp.pki.names import Names, common_name, names_from_san
 
 MAX_CSR_BYTES = 16 * 1024  # an RSA-8192 request with 100 names has 6 KiB; ML-DSA-87 has 8 KiB, as PEM 11 KiB
@@ -52,15 +53,14 @@ def parse_csr(data: str | bytes) -> Csr:
     """Read one request, PEM or DER, up to 16 KiB.
 
     Raises ``bad_csr`` (not a request, trailing data, more than one), ``weak_key`` (see :func:`keys.check_quality`), ``bad_key`` (a type
-    that is not
-    certified), ``bad_proof_of_possession`` (the signature is not by the key, or uses a broken hash), ``bad_name`` (its subjectAltName),
-    and nothing else.
+    that is not certified), ``bad_proof_of_possession`` (the signature is not by the key, or uses a broken hash), ``bad_name`` (its
+    subjectAltName), and nothing else.
     """
     der_bytes = _to_der(data)
     try:
         request = x509.load_der_x509_csr(der_bytes)
         public_key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except UNREADABLE as error:
         raise HandclaspError(Kind.BAD_CSR, "this is not a certificate signing request that can be read") from error
     keys.check_quality(public_key)
     key_type = keys.key_type_of(public_key)
@@ -111,7 +111,7 @@ def _check_proof(request: x509.CertificateSigningRequest, public_key: object, ke
             if digest is None or digest.name not in _HASHES:
                 raise HandclaspError(Kind.BAD_PROOF, "the request is signed with a broken or unknown hash", hint="use SHA-256 or better")
         fine = request.is_signature_valid
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *UNREADABLE):
         fine = False
     if not fine:
         raise HandclaspError(Kind.BAD_PROOF, "the signature of the request is not by its key")
@@ -132,7 +132,7 @@ def _read_names(request: x509.CertificateSigningRequest) -> tuple[Names, str | N
     try:
         extensions = request.extensions
         subject = der.children(request.tbs_certrequest_bytes)[1]
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise HandclaspError(Kind.BAD_CSR, "the extensions of the request cannot be read") from error
     names = Names()
     for extension in extensions:

@@ -113,8 +113,7 @@ def check_quality(public_key: object) -> None:
     """Raise ``weak_key`` unless the key is one worth certifying.
 
     Elliptic curves: P-256 and P-384 only (points are checked when a key is loaded). RSA: 2048 to 8192 bits, exponent 65537, no small
-    factor, not
-    made by the ROCA generator (CVE-2017-15361), primes not close together (CVE-2022-26320). Same list as Boulder's ``goodkey``.
+    factor, not made by the ROCA generator (CVE-2017-15361), primes not close together (CVE-2022-26320). Same list as Boulder's ``goodkey``.
     """
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         if public_key.curve.name not in _CURVES:

@@ -1,8 +1,7 @@
 """The last look before a signature: the bytes are read back and held against the plan and the rules.
 
 The reader is ``cryptography``'s parser and not our encoder, so a mistake in :mod:`handclasp.pki.plan` cannot vouch for itself. Rules: RFC
-5280 section
-4, SPIFFE X.509-SVID sections 2 to 4, CA/Browser Forum practice where it costs nothing (64 bits of serial, CVE-free names).
+5280 section 4, SPIFFE X.509-SVID sections 2 to 4, and 64 bits of serial as the CA/Browser Forum asks.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import hashlib
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 from handclasp.clock import from_datetime
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import der, keys
+from handclasp.pki.chains import UNREADABLE
 from handclasp.pki.names import Names, names_from_san
 from handclasp.pki.plan import Issuer, Plan, assemble, encode_subject
 from handclasp.pki.profiles import Profile
@@ -27,19 +26,18 @@ _BASIC, _SKI, _AKI = x509.BasicConstraints.oid, x509.SubjectKeyIdentifier.oid, x
 _SAN, _CRL, _ACCESS = x509.SubjectAlternativeName.oid, x509.CRLDistributionPoints.oid, x509.AuthorityInformationAccess.oid
 _NOT_CA = x509.BasicConstraints(ca=False, path_length=None)
 _USAGES = {"client_auth": ExtendedKeyUsageOID.CLIENT_AUTH, "server_auth": ExtendedKeyUsageOID.SERVER_AUTH}
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 def lint(tbs: bytes, plan: Plan) -> None:
     """Check a TBSCertificate against the plan it was made for; raise ``lint_failed`` listing every problem, or return."""
     problems: list[str] = []
     try:
-        certificate = x509.load_der_x509_certificate(assemble(tbs, plan.issuer.signature_algorithm, _NO_SIGNATURE))
         parts = der.children(tbs)
+        certificate = x509.load_der_x509_certificate(assemble(tbs, plan.issuer.signature_algorithm, _NO_SIGNATURE))
         extensions = certificate.extensions
         _check_fields(certificate, parts, plan, problems)
         _check_extensions({item.oid: item for item in extensions}, parts, plan, problems)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         problems.append(f"cannot be read back: {error}")
     if problems:
         raise HandclaspError(Kind.LINT_FAILED, "the certificate would be wrong: " + "; ".join(problems))

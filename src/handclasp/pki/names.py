@@ -95,8 +95,8 @@ def check_dns(text: str, wildcard: bool = True) -> str:
     """Return a DNS name in lower case; raise ``bad_name`` unless it is one that a certificate may carry.
 
     Letters, digits and dashes only (so international names must come as A-labels), labels to 63 and the whole to 253 bytes, no trailing
-    dot, last
-    label not all digits (it would be an IP address to some readers). ``*`` only as the whole first label, over at least two others.
+    dot, last label not all digits (it would be an IP address to some readers). ``*`` only as the whole first label, over at least two
+    others.
     """
     name = text.lower() if text.isascii() else text
     host = name[2:] if wildcard and name.startswith("*.") else name

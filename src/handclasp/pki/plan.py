@@ -1,8 +1,7 @@
 """The plan of a certificate: everything that will be signed, complete, before anyone decides whether it may be.
 
-The to-be-signed bytes are written with :mod:`handclasp.pki.der` (four times as fast as building objects for them); a test holds them
-equal to what
-``x509.CertificateBuilder`` makes of the same content. Rules: RFC 5280, SPIFFE X.509-SVID, RFC 7093.
+The to-be-signed bytes are written with :mod:`handclasp.pki.der` (four times as fast as building objects for them); a test holds them equal
+to what ``x509.CertificateBuilder`` makes of the same content. Rules: RFC 5280, SPIFFE X.509-SVID, RFC 7093.
 """
 
 from __future__ import annotations
@@ -95,8 +94,7 @@ def new_serial(instance: int, random: Callable[[int], bytes]) -> int:
     """Return a new serial number: one byte for the instance (0 to 127), then 136 random bits.
 
     The byte keeps two instances that share an authority apart even if their random sources fail alike; below 128 it keeps the number
-    positive in 18
-    bytes (RFC 5280 allows 20), and 136 bits are far above the 64 that make a certificate unpredictable.
+    positive in 18 bytes (RFC 5280 allows 20), and 136 bits are far above the 64 that make a certificate unpredictable.
     """
     if not 0 <= instance <= 127:
         raise HandclaspError(Kind.INTERNAL, f"instance {instance} is not in 0 to 127")
@@ -106,9 +104,8 @@ def new_serial(instance: int, random: Callable[[int], bytes]) -> int:
 def make_plan(*, profile: Profile, names: Names, csr: Csr, issuer: Issuer, now: int, ttl: float | None, serial: int) -> Plan:
     """Return the complete plan of a certificate for ``csr``'s key with ``names``; ``now`` in ms since the epoch, ``ttl`` in seconds.
 
-    Raises ``bad_key`` (type not in the profile), ``bad_name`` (kinds of name the profile forbids or misses), ``name_not_allowed``
-    (another trust domain,
-    or outside the authority's DNS zones), ``lifetime_not_allowed`` (outside the profile's, or the authority ends too soon).
+    Raises ``bad_key`` (type not in the profile), ``bad_name`` (kinds of name the profile forbids or misses), ``name_not_allowed`` (another
+    trust domain, or outside the authority's DNS zones), ``lifetime_not_allowed`` (outside the profile's, or the authority ends too soon).
     """
     if csr.key_type not in profile.key_types:
         words = f"profile {profile.name!r} does not take {csr.key_type} keys"

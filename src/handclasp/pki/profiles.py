@@ -122,8 +122,8 @@ def all_profiles(custom: Mapping[str, Profile]) -> dict[str, Profile]:
 def load_profiles(text: str, source: str = "profiles.yaml") -> dict[str, Profile]:
     """Read an installation's profiles: ``version: 1`` and ``profiles: {name: {...}}``, each maybe with ``extend:`` naming a built-in one.
 
-    Raises one ``bad_profile`` error that names everything wrong with the file as ``source:line: message``; a file is taken whole or not
-    at all.
+    Raises one ``bad_profile`` error that names everything wrong with the file as ``source:line: message``; a file is taken whole or not at
+    all.
     """
     document = read_yaml(text, source, Kind.BAD_PROFILE)
     problems = Problems(source, Kind.BAD_PROFILE)

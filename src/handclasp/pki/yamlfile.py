@@ -1,9 +1,8 @@
 """YAML as people write it for us: a small, exact subset, with the line of everything.
 
 Read are mappings, lists, text, whole and decimal numbers, ``true``/``false`` and empty. Refused, each with its line: duplicate keys,
-anchors and aliases
-(a few lines of them can fill any memory), tags, merge keys, keys that are not text. ``no``, ``on``, ``012``, ``1:30`` and dates stay the
-text they look like.
+anchors and aliases (a few lines of them can fill any memory), tags, merge keys, keys that are not text. ``no``, ``on``, ``012``, ``1:30``
+and dates stay the text they look like.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class Document:
         self._lines = lines
 
     def line(self, path: Path) -> int:
-        """Return the line (from 1) of what is at ``path``: mapping keys and list positions; the nearest known part above it when it is
-        not there."""
+        """Return the line (from 1) of what is at ``path``: mapping keys and list positions; the nearest known part above it when it is not
+        there."""
         while path and path not in self._lines:
             path = path[:-1]
         return self._lines.get(path, 1)

@@ -129,7 +129,7 @@ class PostgresBackend:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.dialect: Dialect = postgresql.asyncpg.dialect()
+        self.dialect: Dialect = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]
         self._connection: asyncpg.Connection | None = None
 
     @property

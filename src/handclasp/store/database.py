@@ -98,7 +98,8 @@ class Store:
                 return await asyncio.to_thread(self._rows_sync, statement)
             assert self._async is not None
             async with self._async.connect() as connection:
-                return (await connection.execute(statement)).all()
+                found: Sequence[Row[Any]] = (await connection.execute(statement)).all()
+                return found
         except (DBAPIError, OSError) as error:
             raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
 

@@ -16,8 +16,8 @@ from handclasp.api.routes import Call
 from handclasp.clock import parse_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
-from handclasp.issuance.revoke import REASONS
 from handclasp.pki.chains import to_pem
+from handclasp.pki.crl import REASONS
 from handclasp.store import tables
 from handclasp.wire import (
     BatchItem,
@@ -277,7 +277,7 @@ async def list_identities(call: Call) -> IdentityList:
     rows, more = page(await call.services.store.rows(query.order_by(identity.c.name).limit(limit + 1)), limit)
     ids = [row.id for row in rows]
     counts = await call.services.store.rows(
-        select(certificate.c.identity_id, func.count().label("count"), func.max(certificate.c.not_after).label("not_after"))
+        select(certificate.c.identity_id, func.count().label("number"), func.max(certificate.c.not_after).label("not_after"))
         .where(certificate.c.identity_id.in_(ids))
         .group_by(certificate.c.identity_id)
     )
@@ -290,7 +290,7 @@ async def list_identities(call: Call) -> IdentityList:
             tier=row.tier,
             environment=row.environment,
             created_at=rfc3339(row.created_at),
-            certificates=newest[row.id].count if row.id in newest else 0,
+            certificates=newest[row.id].number if row.id in newest else 0,
             newest=fingerprints.get(row.id),
             newest_not_after=rfc3339(newest[row.id].not_after) if row.id in newest else None,
         )

@@ -34,18 +34,18 @@ async def list_entries(call: Call) -> LogEntryList:
     wanted, since, until = read_text(call.query, "type"), read_time(call.query, "since"), read_time(call.query, "until")
     filtered = wanted is not None or since is not None or until is not None
     entry = tables.log_entry.c
-    query = select(entry.index, entry.entry).order_by(entry.index.desc()).limit(_SCAN if filtered else limit + 1)
+    query = select(entry.index.label("place"), entry.entry).order_by(entry.index.desc()).limit(_SCAN if filtered else limit + 1)
     if after is not None:
         query = query.where(entry.index < after[0])
     rows = await call.services.store.rows(query)
     items: list[LogEntry] = []
     last = None
     for row in rows:
-        item = to_entry(row.index, bytes(row.entry))
+        item = to_entry(row.place, bytes(row.entry))
         at = parse_rfc3339(item.entry["at"])
         if len(items) == limit:
             return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if not filtered else write_cursor(last or 0))
-        last = row.index
+        last = row.place
         if (wanted in (None, item.entry["type"])) and (since is None or at >= since) and (until is None or at <= until):
             items.append(item)
     unread = filtered and len(rows) == _SCAN
@@ -54,11 +54,11 @@ async def list_entries(call: Call) -> LogEntryList:
 
 async def _entries_about(call: Call, subject: str, limit: int, after: tuple[Any, ...] | None) -> LogEntryList:
     about, entry = tables.log_subject, tables.log_entry
-    query = select(entry.c.index, entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
+    query = select(entry.c.index.label("place"), entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
     if after is not None:
         query = query.where(entry.c.index < after[0])
     rows, more = page(await call.services.store.rows(query.order_by(entry.c.index.desc()).limit(limit + 1)), limit)
-    items = [to_entry(row.index, bytes(row.entry)) for row in rows]
+    items = [to_entry(row.place, bytes(row.entry)) for row in rows]
     return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if more else None)
 
 

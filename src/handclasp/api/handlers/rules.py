@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handclasp.api.paging import read_cursor, read_limit, read_text
+from handclasp.api.paging import read_limit, read_text
 from handclasp.api.routes import Call
 from handclasp.clock import format_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
@@ -26,13 +26,8 @@ async def create_token(call: Call) -> TokenCreated:
 
 async def list_tokens(call: Call) -> TokenList:
     """List tokens, newest first."""
-    read_cursor(call.query, int, str)
-    return await call.services.tokens.list(
-        limit=read_limit(call.query),
-        cursor=read_text(call.query, "cursor"),
-        owner=read_text(call.query, "owner"),
-        state=read_text(call.query, "state"),
-    )
+    filters = {name: value for name in ("name", "owner", "state") if (value := read_text(call.query, name)) is not None}
+    return await call.services.tokens.list(read_limit(call.query), read_text(call.query, "cursor"), filters)
 
 
 async def show_token(call: Call) -> Token:

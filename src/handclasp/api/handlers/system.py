@@ -10,7 +10,7 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.wire import Health
 
 
-async def healthz(call: Call) -> Health:
+async def healthz(_call: Call) -> Health:
     """Say that this process runs."""
     return Health(status="ok")
 
@@ -23,12 +23,12 @@ async def readyz(call: Call) -> Health:
     return Health(status="ok")
 
 
-async def metrics(call: Call) -> Plain:
+async def metrics(_call: Call) -> Plain:
     """Serve metrics in the Prometheus text format."""
     return Plain(generate_latest(), CONTENT_TYPE_LATEST)
 
 
-async def openapi(call: Call) -> Plain:
+async def openapi(_call: Call) -> Plain:
     """Serve this document."""
     from handclasp.api.openapi import document
 

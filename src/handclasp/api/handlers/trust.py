@@ -93,13 +93,14 @@ async def _anchors(call: Call) -> list[bytes]:
 async def trust_domain_crls(call: Call) -> Plain:
     """Serve every CRL of a trust domain in one PEM file, as nginx, HAProxy and others read them."""
     await _anchors(call)
-    return _cached((await call.services.crls.get_bundle_pem(call.path["trust_domain"])).encode(), "application/x-pem-file", 0)
+    text, etag = await call.services.crls.get_bundle_pem(call.path["trust_domain"])
+    return Plain(text.encode(), "application/x-pem-file", etag)
 
 
 async def crl(call: Call) -> Plain:
     """Serve one shard of an authority's CRL (RFC 5280 4.2.1.13, RFC 2585)."""
     der, etag = await call.services.crls.get(call.path["authority"], int(call.path["shard"]))
-    return Plain(der, "application/pkix-crl", f'"{etag}"', 60)
+    return Plain(der, "application/pkix-crl", etag, 60)
 
 
 def _cached(data: bytes, media_type: str, max_age: int) -> Plain:

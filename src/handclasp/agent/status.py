@@ -1,0 +1,176 @@
+"""What ``agent check``, ``agent plan``, ``agent status`` and ``agent forget`` do; read from disk, without the server."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from handclasp.agent import keeper
+from handclasp.agent.config import Config, Managed, load_config
+from handclasp.agent.decide import Deliver, Held, Issue, TargetView, View, condition, decide
+from handclasp.agent.loop import state_directory
+from handclasp.agent.state import IdentityState, IdentityStore, Obtained, StateDirectory
+from handclasp.clock import Clock, rfc3339, system_clock
+from handclasp.errors import HandclaspError, Kind
+
+
+class Planned(msgspec.Struct, kw_only=True):
+    """What an agent would do for one identity, in words, and when (RFC 3339; empty: never by itself)."""
+
+    identity: str
+    at: str
+    actions: list[str]
+
+
+class TargetStatus(msgspec.Struct, kw_only=True):
+    """One target: the certificate that it was last seen with, and what is wrong."""
+
+    name: str
+    state: str
+    sha256: str | None
+    last_success: str | None
+    last_failure: str | None
+
+
+class IdentityStatus(msgspec.Struct, kw_only=True):
+    """One identity. ``state`` is ``ok``, ``renewing``, ``overdue`` or ``failed``."""
+
+    identity: str
+    state: str
+    sha256: str | None
+    not_after: str | None
+    renew_at: str | None
+    rotations: int
+    last_success: str | None
+    last_failure: str | None
+    targets: list[TargetStatus]
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """The whole agent; the first identity is its own. ``healthy`` is False when anything needs a person."""
+
+    agent: str
+    url: str
+    running: bool
+    healthy: bool
+    identities: list[IdentityStatus]
+
+
+def check(config_path: str | os.PathLike[str]) -> Config:
+    """Return the configuration when it can be used; raise one ``bad_setting`` naming every problem with its line."""
+    return load_config(config_path)
+
+
+def plan(
+    config_path: str | os.PathLike[str], state_dir: str | os.PathLike[str] | None = None, *, clock: Clock = system_clock
+) -> list[Planned]:
+    """Return what an agent with this configuration would do next, identity by identity. Changes nothing; raises ``bad_setting``."""
+    config = load_config(config_path)
+    state = StateDirectory(state_directory(config, state_dir))
+    return [_planned(managed, state.identity(managed.name), clock()) for managed in config.identities]
+
+
+def status(state_dir: str | os.PathLike[str], *, clock: Clock = system_clock) -> Status:
+    """Return how an agent is doing, whether it runs or not. Raises ``bad_setting`` when none is enrolled there."""
+    state = StateDirectory(state_dir)
+    agent = state.agent()
+    running, now = _is_running(state), clock()
+    stores = [(agent.identity, state.own), *((name, state.identity(name)) for name in state.managed())]
+    identities = [_identity_status(name, store, now) for name, store in stores]
+    healthy = running and all(identity.state in ("ok", "renewing") for identity in identities)
+    return Status(agent=agent.identity, url=agent.url, running=running, healthy=healthy, identities=identities)
+
+
+def forget(state_dir: str | os.PathLike[str], identity: str) -> None:
+    """Drop the certificate held for ``identity``, so that another is issued when the agent starts again.
+
+    This is how a person allows it after a revocation. Raises ``conflict`` while the agent runs, ``not_found`` for an identity that it does
+    not look after.
+    """
+    state = StateDirectory(state_dir)
+    state.agent()
+    with state.lease():
+        store = state.identity(identity)
+        if not store.home.is_dir():
+            raise HandclaspError(Kind.NOT_FOUND, f"the agent does not look after {identity}")
+        keeper.forget(store)
+
+
+def _is_running(state: StateDirectory) -> bool:
+    try:
+        with state.lease():
+            return False
+    except HandclaspError:
+        return True
+
+
+def _held(obtained: Obtained | None, state: IdentityState) -> Held | None:
+    if obtained is None:
+        return None
+    renew_at = min(obtained.renew_at, state.renew_at) if state.renew_at_of == obtained.sha256 else obtained.renew_at
+    return Held(obtained.sha256, obtained.not_after, renew_at, obtained.renew_before, obtained.wanted)
+
+
+def _view(store: IdentityStore, names: list[str] | None, wanted: str | None) -> tuple[View, IdentityState]:
+    """The view of the keeper, but with the certificate itself in place of the digests of contents."""
+    state = store.load()
+    held = _held(store.obtained(), state)
+    targets = {name: state.targets.get(name) for name in (names if names is not None else state.targets)}
+    content = held.sha256 if held else ""
+    return View(
+        wanted=wanted if wanted is not None else held.wanted if held else "",
+        held=held,
+        targets=tuple(
+            TargetView(name, content, target.certificate, target.failures, target.next_attempt) if target else TargetView(name, content, "")
+            for name, target in targets.items()
+        ),
+        failures=state.failures,
+        next_attempt=state.next_attempt,
+        blocked=held is not None and state.blocked == held.sha256,
+    ), state
+
+
+def _planned(managed: Managed, store: IdentityStore, now: int) -> Planned:
+    view, _ = _view(store, [target.name for target in managed.targets], managed.digest)
+    decision = decide(view, now)
+    if not decision.actions:
+        later = decide(view, decision.wake_at) if not view.blocked else decision
+        return Planned(
+            identity=managed.name, at="" if view.blocked else rfc3339(decision.wake_at), actions=[_words(a) for a in later.actions]
+        )
+    actions = [_words(action) for action in decision.actions]
+    if any(isinstance(action, Issue) for action in decision.actions):
+        actions += [f"deliver to {target.name}: its certificate is new" for target in managed.targets]
+    return Planned(identity=managed.name, at=rfc3339(now), actions=actions)
+
+
+def _words(action: object) -> str:
+    if isinstance(action, Deliver):
+        return f"deliver to {action.target}: {action.why}"
+    return f"{type(action).__name__.lower()}: {getattr(action, 'why', '')}".rstrip(": ")
+
+
+def _identity_status(name: str, store: IdentityStore, now: int) -> IdentityStatus:
+    view, state = _view(store, None, None)
+    held = view.held
+    return IdentityStatus(
+        identity=name,
+        state=condition(view, now),
+        sha256=held.sha256 if held else None,
+        not_after=rfc3339(held.not_after) if held else None,
+        renew_at=rfc3339(held.renew_at) if held else None,
+        rotations=state.rotations,
+        last_success=rfc3339(state.last_success) if state.last_success else None,
+        last_failure=state.last_failure or None,
+        targets=[
+            TargetStatus(
+                name=target_name,
+                state="failed" if target.failures else "ok" if held and target.certificate == held.sha256 else "pending",
+                sha256=target.certificate or None,
+                last_success=rfc3339(target.last_success) if target.last_success else None,
+                last_failure=target.last_failure or None,
+            )
+            for target_name, target in state.targets.items()
+        ],
+    )

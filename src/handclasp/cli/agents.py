@@ -1,0 +1,187 @@
+"""``handclasp agent``: enrol, run and look at the agent of this host; list those that the server knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from handclasp.cli import terminal
+from handclasp.cli.command import Group, State, pass_state
+from handclasp.cli.options import limit_option, pairs
+from handclasp.cli.parts import agent_part
+from handclasp.cli.terminal import When
+
+DEFAULT_STATE = "/var/lib/handclasp-agent"
+"""Where an agent keeps its state unless it is told otherwise; a test holds it against the agent's own."""
+
+_CONFIG = click.option("-c", "--config", required=True, metavar="FILE", help="The agent's configuration (agent.yaml).")
+_STATE_DIR = click.option(
+    "--state-dir", metavar="DIR", help=f"Where the agent keeps its state; without it the configuration's, or {DEFAULT_STATE}."
+)
+
+
+@click.group(cls=Group)
+def agent() -> None:
+    """Keep the certificates of a host fresh: obtained, delivered, renewed and reported without a person."""
+
+
+@agent.command(
+    client=True,
+    example="handclasp agent enroll --token-file enrol.token --ca sha256:5f1c… --url https://ca.example.org:8443\n"
+    'echo "$TOKEN" | handclasp agent enroll --token - --label role=web',
+)
+@click.option("--token", metavar="TOKEN|-", help="Enrolment token; - reads it from stdin, which keeps it out of ps.")
+@click.option("--name", metavar="NAME", help="The agent's name; without it the host's.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="K=V", help="Note kept beside the certificate; labels for policy are in the token."
+)
+@click.option("--trust-domain", metavar="NAME", help="Needed where the server has more than one.")
+@click.option("--state-dir", default=DEFAULT_STATE, show_default=True, metavar="DIR", help="Where the agent keeps its state.")
+@pass_state
+def enroll(state: State, token: str | None, name: str | None, labels: tuple[str, ...], trust_domain: str | None, state_dir: str) -> None:
+    """Turn a one-time token into the agent's own certificate. The token is needed nowhere after that."""
+    from handclasp.cli.connection import resolve
+
+    if token == "-":  # noqa: S105  (not a secret: it says where the secret is)
+        token = None
+        state.token_file = "-"  # noqa: S105
+    settings = resolve(state)
+    made = agent_part("", "enroll")(settings, token or settings.token, state_dir, name, pairs(labels, "--label"), trust_domain=trust_domain)
+    if state.json:
+        terminal.write_json(made)
+    terminal.say(f"enrolled as {made.identity}; start it with: handclasp agent run -c agent.yaml --state-dir {state_dir}")
+
+
+@agent.command(example="handclasp agent run -c /etc/handclasp/agent.yaml")
+@_CONFIG
+@_STATE_DIR
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What to say on stderr.",
+)
+def run(config: str, state_dir: str | None, log_level: str) -> None:
+    """Look after every identity in the configuration until stopped. SIGHUP reads the configuration again."""
+    terminal.start_logging(log_level)
+    agent_part("", "run")(config, state_dir)
+
+
+@agent.command(example="handclasp agent check -c agent.yaml")
+@_CONFIG
+@pass_state
+def check(state: State, config: str) -> None:
+    """Check a configuration: every mistake is named with its line. Changes nothing."""
+    checked = agent_part("", "check")(config)
+    names = [managed.name for managed in checked.identities]
+    if state.json:
+        terminal.write_json({"ok": True, "identities": names})
+    else:
+        for name in names:
+            terminal.write_verdict("ok", "identity", name)
+    terminal.say(f"{config} can be used: {len(names)} identit{'y' if len(names) == 1 else 'ies'}")
+
+
+@agent.command(example="handclasp agent plan -c agent.yaml")
+@_CONFIG
+@_STATE_DIR
+@pass_state
+def plan(state: State, config: str, state_dir: str | None) -> None:
+    """Say what the agent would do next, identity by identity, and when. Changes nothing."""
+    planned = agent_part("", "plan")(config, state_dir)
+    if state.json:
+        terminal.write_json(planned)
+        return
+    terminal.write_table(
+        ["identity", "when", "what"],
+        [[item.identity, When(item.at) if item.at else "never by itself", item.actions] for item in planned],
+        empty="there is nothing to look after",
+    )
+
+
+@agent.command(example="handclasp agent status\nhandclasp agent status -c agent.yaml --json")
+@click.option("-c", "--config", metavar="FILE", help="The agent's configuration, for its state directory.")
+@_STATE_DIR
+@pass_state
+def status(state: State, config: str | None, state_dir: str | None) -> int:
+    """Say how the agent of this host is doing, whether it runs or not. Exits 1 when something needs a person."""
+    found = agent_status(config, state_dir)
+    if state.json:
+        terminal.write_json(found)
+    else:
+        terminal.write_table(
+            ["identity", "state", "ends", "renews", "rotations", "targets", "last failure"],
+            [
+                [
+                    i.identity,
+                    i.state,
+                    _when(i.not_after),
+                    _when(i.renew_at),
+                    i.rotations,
+                    [f"{t.name} {t.state}" for t in i.targets],
+                    i.last_failure,
+                ]
+                for i in found.identities
+            ],
+        )
+    terminal.say(f"{found.agent} {'runs' if found.running else 'does not run'}, for {found.url}")
+    return 0 if found.healthy else 1
+
+
+def agent_status(config: str | None, state_dir: str | None) -> Any:
+    """Return the status of the agent on this host; raise ``bad_setting`` when none is enrolled."""
+    return agent_part("", "status")(_directory(config, state_dir))
+
+
+def _directory(config: str | None, state_dir: str | None) -> Any:
+    if config is None:
+        return state_dir or DEFAULT_STATE
+    return agent_part("loop", "state_directory")(agent_part("", "check")(config), state_dir)
+
+
+def _when(text: str | None) -> When | None:
+    return When(text) if text else None
+
+
+@agent.command(example="handclasp agent forget spiffe://example.org/prod/web --state-dir /var/lib/handclasp-agent")
+@click.argument("identity", help="The identity, as `agent status` shows it.")
+@click.option("-c", "--config", metavar="FILE", help="The agent's configuration, for its state directory.")
+@_STATE_DIR
+@pass_state
+def forget(state: State, identity: str, config: str | None, state_dir: str | None) -> None:
+    """Drop the certificate held for an identity, so that a stopped agent obtains another after a revocation."""
+    agent_part("", "forget")(_directory(config, state_dir), identity)
+    if state.json:
+        terminal.write_json({"ok": True, "identity": identity})
+    terminal.say(f"the certificate of {identity} is dropped; another is issued when the agent starts")
+
+
+@agent.command("list", client=True, example="handclasp agent list\nhandclasp agent list --json")
+@limit_option
+@pass_state
+def list_(state: State, limit: int) -> None:
+    """List the agents that the server knows, and how their identities are."""
+    from handclasp.wire import AgentList
+
+    found = state.api().pages("/v1/agents", AgentList, limit)
+    if state.json:
+        terminal.write_json(found)
+        return
+    terminal.write_table(
+        ["identity", "hostname", "state", "version", "last contact", "identities", "not ok"],
+        [
+            [
+                a.identity,
+                a.hostname,
+                a.state,
+                a.version,
+                _when(a.last_contact),
+                len(a.identities),
+                [i.identity for i in a.identities if i.state != "ok"],
+            ]
+            for a in found.items
+        ],
+        empty="no agent is enrolled",
+    )

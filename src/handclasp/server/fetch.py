@@ -1,0 +1,79 @@
+"""The one way in which the server fetches URLs that others name: through the egress guard, resolved once, pinned to the address checked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from handclasp.access.egress import check_address, check_url
+from handclasp.errors import HandclaspError, Kind
+
+if TYPE_CHECKING:
+    import httpx2
+
+MAX_ANSWER = 1_048_576  # bytes; a JWKS or a cosignature has a few thousand
+TIMEOUT = 10.0
+
+
+class Fetcher:
+    """Fetches and posts, for one event loop."""
+
+    def __init__(self, *, insecure: bool = False) -> None:
+        self._insecure = insecure
+        self._client: httpx2.AsyncClient | None = None
+
+    async def get(self, url: str) -> bytes:
+        """Return the body of a GET. Raises ``unavailable`` unless the answer is 200, ``not_allowed`` where the guard forbids it."""
+        status, body = await self._send("GET", url, None)
+        if status != 200:
+            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with status {status}")
+        return body
+
+    async def post(self, url: str, body: bytes) -> tuple[int, bytes]:
+        """Return status and body of a POST. Raises ``unavailable`` when there is no answer, ``not_allowed`` where the guard forbids it."""
+        return await self._send("POST", url, body)
+
+    async def _send(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
+        import httpx2
+
+        parts = check_url(url, insecure=self._insecure)
+        assert parts.hostname is not None
+        address = await self._resolve(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        if self._client is None:
+            self._client = httpx2.AsyncClient(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
+        # The connection goes to the very address that was checked; name and certificate stay those of the URL.
+        pinned = httpx2.URL(url).copy_with(host=address)
+        headers = {"host": parts.netloc}
+        try:
+            async with self._client.stream(
+                method, pinned, content=body, headers=headers, extensions={"sni_hostname": parts.hostname}
+            ) as answer:
+                received = b""
+                async for chunk in answer.aiter_bytes():
+                    received += chunk
+                    if len(received) > MAX_ANSWER:
+                        raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with more than {MAX_ANSWER} bytes")
+                return answer.status_code, received
+        except httpx2.HTTPError as error:
+            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} cannot be reached: {type(error).__name__}") from error
+
+    async def _resolve(self, host: str, port: int) -> str:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise HandclaspError(Kind.UNAVAILABLE, f"{host} does not resolve") from error
+        addresses = [str(info[4][0]) for info in found]
+        for address in addresses:  # all of them: a name that also points inside is up to something
+            check_address(address, insecure=self._insecure)
+        return addresses[0]
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+
+def _host(url: str) -> str:
+    return url.split("/")[2] if url.count("/") >= 2 else url

@@ -1,0 +1,157 @@
+"""One process's instance of an installation: every room below, opened from the settings and put together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Insert, insert, select
+
+from handclasp.access.limits import Limiter
+from handclasp.access.oidc import OidcVerifier
+from handclasp.access.tokens import Tokens
+from handclasp.api.services import Services
+from handclasp.authority.authorities import Authorities
+from handclasp.authority.crls import CrlPublisher
+from handclasp.authority.keystore import KeyStore
+from handclasp.authority.passphrase import find_passphrase
+from handclasp.clock import Clock, system_clock
+from handclasp.errors import HandclaspError, Kind
+from handclasp.issuance.issue import Issuance
+from handclasp.issuance.revoke import Revoker
+from handclasp.issuance.rulebook import Rulebook
+from handclasp.log.cosign import Cosignatures
+from handclasp.log.notes import NoteSigner, VerifierKey, parse_vkey
+from handclasp.log.tiles import TileStorage
+from handclasp.server.fetch import Fetcher
+from handclasp.server.settings import Settings
+from handclasp.store import tables
+from handclasp.store.database import Store
+
+LOG_KEY = "file:log.key"
+BURST_SECONDS = 2
+"""How much of a second's allowance may come at once, in seconds."""
+
+
+@dataclass(slots=True)
+class Instance:
+    """Everything one process has open."""
+
+    settings: Settings
+    store: Store
+    keystore: KeyStore
+    authorities: Authorities
+    services: Services
+    log_signer: NoteSigner
+    witnesses: tuple[tuple[VerifierKey, str], ...]
+    fetcher: Fetcher
+    clock: Clock
+
+    async def close(self) -> None:
+        """Commit what is waiting and let go of everything."""
+        await self.fetcher.close()
+        await self.store.close()
+
+
+def open_keystore(settings: Settings, environ: dict[str, str] | None = None) -> KeyStore:
+    """Return the installation's keys. Raises ``bad_setting`` when there is no passphrase for them."""
+    passphrase = find_passphrase(settings.data, settings.passphrase_file, os.environ if environ is None else environ)
+    return KeyStore(settings.data / "keys", passphrase, module=settings.pkcs11_module)
+
+
+def log_directory(settings: Settings) -> Path:
+    """Return where the log's files are."""
+    return settings.data / "log"
+
+
+async def open_instance(settings: Settings, *, worker: int = 0, clock: Clock = system_clock, migrate: bool = True) -> Instance:
+    """Open an installation that was initialised before. Raises ``bad_setting`` when it was not, and what the rooms raise."""
+    keystore = open_keystore(settings)
+    store = await Store.open(settings.database_url, clock, window=settings.commit_window, migrate=migrate)
+    try:
+        return await _assemble(settings, store, keystore, clock, worker)
+    except BaseException:
+        await store.close()
+        raise
+
+
+async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock: Clock, worker: int) -> Instance:
+    origin = await read_meta(store, "log_origin")
+    if origin is None:
+        raise HandclaspError(Kind.BAD_SETTING, f"nothing was initialised in {settings.data}", hint="run handclasp init, or handclasp up")
+    authorities = Authorities(store, keystore, clock)
+    await authorities.load()
+    rulebook, tokens = Rulebook(store, clock), Tokens(store, clock)
+    instance_byte = (int(await read_meta(store, "instance") or "0") + worker) % 128
+    issuance = Issuance(store, authorities, rulebook, tokens, clock, instance=instance_byte, renewal_grace=settings.renewal_grace)
+    signer = NoteSigner(origin, _log_key(keystore))
+    storage = TileStorage(log_directory(settings))
+    witnesses = tuple(_parse_witness(text) for text in settings.witness)
+    fetcher = Fetcher(insecure=settings.oidc_allow_http)
+    oidc = OidcVerifier((), fetcher.get, clock, insecure=settings.oidc_allow_http)
+    services = Services(
+        store=store,
+        authorities=authorities,
+        crls=CrlPublisher(store, authorities, clock, validity=settings.crl_lifetime),
+        rulebook=rulebook,
+        tokens=tokens,
+        issuance=issuance,
+        revoker=Revoker(store, clock),
+        clock=clock,
+        tiles=storage,
+        cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
+        oidc=oidc,
+        principal_limit=Limiter(settings.rate_principal, max(1, round(settings.rate_principal * BURST_SECONDS)), clock),
+        refused_limit=Limiter(settings.rate_refused, max(1, round(settings.rate_refused * BURST_SECONDS)), clock),
+        problems=_Readiness(store, authorities),
+        max_body=int(settings.max_body),
+        request_timeout=settings.request_timeout,
+    )
+    return Instance(settings, store, keystore, authorities, services, signer, witnesses, fetcher, clock)
+
+
+async def read_meta(store: Store, name: str) -> str | None:
+    """Return one of the installation's facts."""
+    row = await store.row(select(tables.meta.c.value).where(tables.meta.c.name == name))
+    return None if row is None else str(row.value)
+
+
+def set_meta(name: str, value: str) -> Insert:
+    """Return the statement that records one of the installation's facts for the first time."""
+    return insert(tables.meta).values(name=name, value=value)
+
+
+def _log_key(keystore: KeyStore) -> Ed25519PrivateKey:
+    key = keystore.load(LOG_KEY)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise HandclaspError(Kind.BAD_KEY, "the log's key must be Ed25519")
+    return key
+
+
+def _parse_witness(text: str) -> tuple[VerifierKey, str]:
+    vkey, _, url = text.strip().partition(" ")
+    try:
+        return parse_vkey(vkey), url.strip()
+    except HandclaspError as error:
+        raise HandclaspError(Kind.BAD_SETTING, f"witness {text!r}: {error.detail}", hint="write: VKEY URL") from error
+
+
+class _Readiness:
+    """Says what keeps an instance from doing its work."""
+
+    def __init__(self, store: Store, authorities: Authorities) -> None:
+        self._store = store
+        self._authorities = authorities
+
+    async def __call__(self) -> list[str]:
+        """Return one line for each thing that is not well; nothing that tells an outsider more than that."""
+        problems = []
+        try:
+            await self._store.point("SELECT size FROM log_head WHERE id = ?", (1,))
+        except HandclaspError:
+            problems.append("the database cannot be read")
+        if not self._authorities.issuing():
+            problems.append("there is no issuing authority")
+        return problems

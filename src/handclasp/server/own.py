@@ -1,0 +1,87 @@
+"""The server's own certificate: issued by its own authority, by the way of every issuance, and swapped while it serves."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from handclasp.access.principals import ServerPrincipal
+from handclasp.client.material import Credential
+from handclasp.errors import HandclaspError, Kind
+from handclasp.issuance.request import IssuanceRequest, Source
+from handclasp.pki import keys
+from handclasp.pki.chains import to_pem
+from handclasp.pki.names import in_dns_zone
+from handclasp.server.instance import Instance
+from handclasp.server.tls import SwappableTls
+
+
+class OwnCertificate:
+    """Keeps a listener's TLS at a certificate that is valid, and its trust at the authorities there are."""
+
+    def __init__(self, instance: Instance, tls: SwappableTls) -> None:
+        self._instance = instance
+        self._tls = tls
+        self._renew_at = 0
+        self._anchors = b""
+
+    async def renew_if_due(self) -> None:
+        """Renew the certificate when its time has come, or swap the trust when authorities changed."""
+        services = self._instance.services
+        await services.authorities.refresh()
+        if services.clock() >= self._renew_at or self._trusted() != self._anchors:
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Make a key, have it certified, and serve it from the next connection on."""
+        services, settings = self._instance.services, self._instance.settings
+        trust_domain = services.authorities.trust_domains[0]
+        key = keys.generate("p256")
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+        dns, ip = self._names()
+        profile = (await services.rulebook.current()).profiles["server"]
+        request = IssuanceRequest(
+            principal=ServerPrincipal(trust_domain=trust_domain, dns=dns, ip=ip),
+            csr=csr.public_bytes(Encoding.DER),
+            source=Source("server"),
+            dns=dns,
+            ip=ip,
+            profile="server",
+            ttl=max(profile.min_lifetime, min(settings.server_cert_lifetime, profile.max_lifetime)),
+        )
+        issued = await services.issuance.issue(request)
+        anchors = self._trusted()
+        certificate = (to_pem(issued.der) + issued.chain_pem).encode()
+        self._tls.swap(Credential(certificate, keys.to_pem(key)), anchors, issued.not_after)
+        self._renew_at, self._anchors = issued.renew_after, anchors
+
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the DNS names and addresses to be called by: of the default names, those that the authority's zones allow."""
+        dns, ip = split_names(self._instance.settings.names)
+        signer = self._instance.authorities.get(trust_domain=self._instance.authorities.trust_domains[0])
+        zones = signer.issuer.dns_zones
+        if zones and not self._instance.settings.name:
+            dns = tuple(name for name in dns if in_dns_zone(name, zones))
+        if not dns and not ip:
+            raise HandclaspError(Kind.BAD_SETTING, "the server has no name of its own", hint=f"set name, in a zone of {', '.join(zones)}")
+        return dns, ip
+
+    def _trusted(self) -> bytes:
+        """Return what client certificates are verified against: issuing authorities, which is the cheapest handshake (decision 0005)."""
+        return "".join(to_pem(authority.der) for authority in self._instance.authorities.issuing()).encode()
+
+
+def split_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split names into DNS names and IP addresses."""
+    dns, ip = [], []
+    for name in names:
+        try:
+            ip.append(str(ipaddress.ip_address(name)))
+        except ValueError:
+            dns.append(name)
+    return tuple(dns), tuple(ip)

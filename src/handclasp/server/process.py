@@ -1,0 +1,151 @@
+"""One serving process: the instance, its listeners, its jobs, from start to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from handclasp import __version__
+from handclasp.api.app import make_app
+from handclasp.api.table import API, PLAIN_HTTP
+from handclasp.log.entries import make_entry
+from handclasp.server.instance import Instance, open_instance
+from handclasp.server.jobs import Jobs
+from handclasp.server.own import OwnCertificate
+from handclasp.server.settings import Settings, parse_listen
+from handclasp.server.tls import PeerCertificateProtocol, SwappableTls
+from handclasp.store.ledger import Write
+
+GRACE = 10  # seconds that requests under way may take to end at shutdown
+_log = structlog.get_logger("handclasp.server")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handling: one process has several."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def bind(listen: str, *, share: bool = False) -> socket.socket:
+    """Return a listening socket; with ``share``, one of several on the same address, among which the kernel spreads connections."""
+    host, port = parse_listen(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError:
+        bound.close()
+        raise
+    bound.setblocking(False)
+    bound.set_inheritable(True)
+    return bound
+
+
+def address_of(bound: socket.socket) -> str:
+    """Return ``HOST:PORT`` of a listening socket, as a client would write it."""
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(
+    settings: Settings, https: socket.socket, http: socket.socket | None, *, worker: int = 0, ready: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; ``ready`` is called once everything listens."""
+    started = time.monotonic()
+    instance = await open_instance(settings, worker=worker, migrate=False)
+    try:
+        await _serve(instance, https, http, ready, started)
+    finally:
+        await instance.close()
+
+
+async def _serve(instance: Instance, https: socket.socket, http: socket.socket | None, ready: Callable[[], None], started: float) -> None:
+    tls = SwappableTls(tls12=instance.settings.tls12)
+    own = OwnCertificate(instance, tls)
+    await own.renew()
+    jobs = Jobs(instance, own)
+    jobs.start()
+    servers = [(_make_server(make_app(API, instance.services), tls), https)]
+    if http is not None:
+        servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http"), None), http))
+    stop = _stop_on_signal()
+    running = []
+    for server, bound in servers:
+        running.append(asyncio.create_task(server.serve(sockets=[bound])))  # noqa: PERF401  (a list of tasks held by name)
+    slow = asyncio.create_task(_close_slow([server for server, _ in servers], instance.settings.request_timeout))
+    while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
+        await asyncio.sleep(0.005)
+    await _log_start(instance)
+    _log.info("serving", https=address_of(https), http=address_of(http) if http else "off", seconds=round(time.monotonic() - started, 3))
+    ready()
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    for server, _ in servers:
+        server.should_exit = True
+    await asyncio.gather(*running)
+    slow.cancel()
+    await jobs.stop()
+    _log.info("stopped")
+
+
+def _make_server(app: ASGIApp, tls: SwappableTls | None) -> _Server:
+    config = uvicorn.Config(
+        app,
+        http=PeerCertificateProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=8192,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE,
+        backlog=2048,
+        h11_max_incomplete_event_size=65536,
+    )
+    config.load()
+    if tls is not None:
+        config.ssl = tls.outer
+    return _Server(config)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _close_slow(servers: list[_Server], limit: float) -> None:
+    """End connections that take for ever to send the head of a request."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(min(5.0, limit))
+        for server in servers:
+            for connection in list(server.server_state.connections):
+                if isinstance(connection, PeerCertificateProtocol):
+                    connection.close_if_slow(loop.time(), limit)
+
+
+async def _log_start(instance: Instance) -> None:
+    what = {"version": __version__, "database": "sqlite" if instance.store.is_sqlite else "postgresql"}
+    entry = make_entry("server.started", at=instance.clock(), who={"kind": "server"}, what=what)
+    await instance.store.ledger.commit(Write([entry]))

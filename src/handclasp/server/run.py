@@ -1,0 +1,229 @@
+"""``handclasp init``, ``serve`` and ``up``: what the command line calls."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import uvloop
+
+from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.bundles import pem_bundle
+from handclasp.server import process
+from handclasp.server.instance import open_instance
+from handclasp.server.logs import configure
+from handclasp.server.settings import Settings, parse_listen
+from handclasp.server.setup import admin_token_file, initialise, write_private
+
+RESTART_PAUSE = 1.0  # seconds before a worker that died is started again
+
+
+def init(settings: Settings) -> dict[str, Any]:
+    """Make an installation; return what was made and where things are. Repeating it changes nothing."""
+    configure(settings)
+    with DataLock(settings):
+        made = _run(initialise(settings, http_url=_public_http(settings, None)))
+        _run(_write_ca_file(settings))
+    return {
+        "made": made,
+        "data": str(settings.data),
+        "database": settings.database_url.split("@")[-1],
+        "ca_file": str(ca_file(settings)),
+        "admin_token_file": str(admin_token_file(settings)),
+    }
+
+
+def up(settings: Settings) -> int:
+    """Initialise what is not initialised, then serve. Returns the exit code."""
+    return _start(settings, make=True)
+
+
+def serve(settings: Settings) -> int:
+    """Serve an installation that was initialised before. Returns the exit code."""
+    return _start(settings, make=False)
+
+
+def ca_file(settings: Settings) -> Path:
+    """Return where the trust bundle is written for local use."""
+    return settings.data / "ca.pem"
+
+
+def _start(settings: Settings, *, make: bool) -> int:
+    configure(settings)
+    with DataLock(settings):
+        https, http = _bind_all(settings)
+        if make:
+            _run(initialise(settings, http_url=_public_http(settings, http[0] if http else None)))
+        _run(_write_ca_file(settings))
+        if settings.workers == 1:
+            _run(process.serve(settings, https[0], http[0] if http else None, ready=lambda: _ready(settings, https[0], http)))
+            return 0
+        return Supervisor(settings, https, http).run()
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return uvloop.run(work)
+
+
+def _bind_all(settings: Settings) -> tuple[list[socket], list[socket]]:
+    """Bind every listener before anything else is done, so that a taken port is the first thing one hears of."""
+    count = int(settings.workers)
+    return _bind(settings.https, count), [] if settings.http == "off" else _bind(settings.http, count)
+
+
+def _bind(listen: str, count: int) -> list[socket]:
+    try:
+        first = process.bind(listen, share=count > 1)
+        return [first, *(process.bind(process.address_of(first), share=True) for _ in range(count - 1))]
+    except OSError as error:
+        raise HandclaspError(
+            Kind.BAD_SETTING, f"cannot listen on {listen}: {error.strerror}", hint="choose another port, or 0 for a free one"
+        ) from error
+
+
+def _public_http(settings: Settings, bound: socket | None) -> str:
+    """Return the address under which CRLs will be found; it is written into certificates, so it must not change afterwards."""
+    if settings.http == "off":
+        return ""
+    host, port = parse_listen(settings.http)
+    if bound is not None:
+        port = bound.getsockname()[1]
+    if port == 0:
+        return ""
+    names = settings.name or ((host,) if host not in ("0.0.0.0", "::") else settings.names)  # noqa: S104
+    name = names[0]
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+async def _write_ca_file(settings: Settings) -> None:
+    instance = await open_instance(settings)
+    try:
+        anchors = [anchor for name in instance.authorities.trust_domains for anchor in instance.authorities.anchors(name)]
+        write_private(ca_file(settings), pem_bundle(anchors))
+        ca_file(settings).chmod(0o644)
+        vkey = settings.data / "log.vkey"
+        write_private(vkey, f"{instance.log_signer.vkey}\n")
+        vkey.chmod(0o644)
+    finally:
+        await instance.close()
+
+
+def _ready(settings: Settings, https: socket, http: list[socket]) -> None:
+    """Say that everything listens: to people on standard error, to scripts in the ready file."""
+    facts = {
+        "https": f"https://{_reachable(process.address_of(https))}",
+        "http": f"http://{_reachable(process.address_of(http[0]))}" if http else None,
+        "grpc": None,
+        "ca_file": str(ca_file(settings)),
+        "admin_token_file": str(admin_token_file(settings)),
+        "log_vkey_file": str(settings.data / "log.vkey"),
+        "pid": os.getpid(),
+    }
+    client = f"HANDCLASP_URL={facts['https']} HANDCLASP_CA={facts['ca_file']} HANDCLASP_TOKEN_FILE={facts['admin_token_file']}"
+    print(
+        f"handclasp serves at {facts['https']}\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
+        f"  try: {client} handclasp doctor",
+        file=sys.stderr,
+        flush=True,
+    )
+    if settings.ready_file is not None:
+        write_private(settings.ready_file, json.dumps(facts, indent=1) + "\n")
+
+
+def _reachable(address: str) -> str:
+    """Return an address that a client on this machine can connect to."""
+    return address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+
+
+def _announce(pipe: int, worker: int) -> None:
+    os.write(pipe, worker.to_bytes(2, "big"))
+
+
+class DataLock:
+    """Hold the data directory: SQLite has one writing process, and two servers would sign two histories."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        self._settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._descriptor = os.open(self._settings.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise HandclaspError(
+                Kind.CONFLICT, f"another handclasp process uses {self._settings.data}", hint="stop it first, or use its API"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+class Supervisor:
+    """Runs N serving processes on shared addresses, and starts one again when it dies. Connections that wait meanwhile are kept."""
+
+    def __init__(self, settings: Settings, https: list[socket], http: list[socket]) -> None:
+        self._settings = settings
+        self._https = https
+        self._http = http
+        self._children: dict[int, int] = {}
+        self._stopping = False
+        self._reader, self._writer = os.pipe()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        for worker in range(int(self._settings.workers)):
+            self._spawn(worker)
+        waiting = set(self._children.values())
+        while waiting and not self._stopping:
+            waiting.discard(int.from_bytes(os.read(self._reader, 2), "big"))
+        if not self._stopping:
+            _ready(self._settings, self._https[0], self._http)
+        return self._watch()
+
+    def _spawn(self, worker: int) -> None:
+        pid = os.fork()
+        if pid:
+            self._children[pid] = worker
+            return
+        code = 1
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            http = self._http[worker] if self._http else None
+            _run(process.serve(self._settings, self._https[worker], http, worker=worker, ready=lambda: _announce(self._writer, worker)))
+            code = 0
+        except HandclaspError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        for pid in self._children:
+            os.kill(pid, signal.SIGTERM)
+
+    def _watch(self) -> int:
+        """Wait for children; start again those that were not told to end."""
+        while self._children:
+            pid, status = os.wait()
+            worker = self._children.pop(pid, None)
+            if worker is None or self._stopping:
+                continue
+            print(f"worker {worker} ended ({os.waitstatus_to_exitcode(status)}); starting it again", file=sys.stderr, flush=True)
+            time.sleep(RESTART_PAUSE)
+            if not self._stopping:
+                self._spawn(worker)
+        return 0

@@ -1,0 +1,469 @@
+"""The choke point: who may have what, and that nothing ever adds up to more."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handclasp.access.authorize import Allowed, Refused, authorize, check_scope
+from handclasp.access.grants import ACTIONS, Grant
+from handclasp.access.patterns import DnsPatterns, IdentityPatterns
+from handclasp.access.policy import EMPTY, DenyRule, Policy, parse_policy
+from handclasp.errors import Kind
+from handclasp.pki.names import Names
+from support.access import NOW, WEB, certificate, circumstances, make_grant, oidc, plan, token
+
+POLICY = parse_policy(
+    """
+version: 1
+oidc:
+  - {name: ci, issuer: https://oidc.example.org, audience: handclasp}
+  - {name: once, issuer: https://once.example.org, audience: handclasp, single_use: true}
+grants:
+  - name: deploy
+    principals: [{certificate: spiffe://td/deployer}, {agent: {role: web, zone: a}}]
+    identities: [spiffe://td/prod/*]
+    profiles: [workload]
+    max_ttl: 2h
+    actions: [issue, revoke]
+  - name: ci
+    principals:
+      - {oidc: ci, claims: {repo: acme/web, ref: refs/heads/*}}
+      - {oidc: once, claims: {repo: acme/web}}
+    identities: ["spiffe://td/ci/{job}"]
+    dns: ["{job}.ci.example.org"]
+    profiles: [workload]
+  - name: by-token
+    principals: [{token: bare}]
+    identities: [spiffe://td/prod/*]
+    profiles: [workload]
+  - name: renewers
+    principals: [{certificate: spiffe://td/own/*}]
+    identities: [spiffe://td/own/*]
+    profiles: [workload]
+    actions: [renew]
+deny:
+  - {name: frozen, identities: [spiffe://td/prod/ledger], dns: [admin.example.org], reason: change freeze}
+"""
+)
+BARE = Grant("token:a")
+
+
+def check(answer: Allowed | Refused, expected: str) -> None:
+    got = answer.grant if isinstance(answer, Allowed) else answer.kind.value
+    assert got == expected, answer
+
+
+TOKENS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
+    ("exactly what it is for", {}, {}, {}, "token:a"),
+    ("another name", {}, {"spiffe": "spiffe://td/prod/db"}, {}, "name_not_allowed"),
+    ("a second name that is not granted", {}, {"dns": ("web.example.org",)}, {}, "name_not_allowed"),
+    ("a second name that is granted", {"dns": ["web.example.org"]}, {"dns": ("web.example.org",)}, {}, "token:a"),
+    ("an address that is not granted", {}, {"ip": ("10.0.0.1",)}, {}, "name_not_allowed"),
+    ("an address that is granted", {"ip": ["10.0.0.0/24"]}, {"ip": ("10.0.0.1",)}, {}, "token:a"),
+    ("a mailbox that is not granted", {}, {"email": ("a@example.org",)}, {}, "name_not_allowed"),
+    ("a mailbox that is granted", {"email": ["*@example.org"]}, {"email": ("a@example.org",)}, {}, "token:a"),
+    ("no name at all", {"identities": ["spiffe://td/**"]}, {"spiffe": None}, {}, "name_not_allowed"),
+    ("another profile", {}, {"profile": "server"}, {}, "profile_not_allowed"),
+    ("no profile in the grant", {"profiles": frozenset()}, {}, {}, "profile_not_allowed"),
+    ("exactly as long as allowed", {"max_ttl": 3600.0}, {"ttl": 3600}, {}, "token:a"),
+    ("a millisecond longer", {"max_ttl": 3600.0}, {"ttl": 3600.001}, {}, "lifetime_not_allowed"),
+    ("from inside the network", {"sources": ["10.0.0.0/8"]}, {}, {}, "token:a"),
+    ("from outside the network", {"sources": ["10.0.0.0/8"]}, {}, {"source": "192.0.2.1"}, "not_allowed"),
+    ("from nobody knows where", {"sources": ["10.0.0.0/8"]}, {}, {"source": None}, "not_allowed"),
+    ("through a dual-stack socket", {"sources": ["10.0.0.0/8"]}, {}, {"source": "::ffff:10.0.0.1"}, "token:a"),
+    ("after it expired", {}, {}, {"now": NOW + 1000}, "token_expired"),
+    ("to renew", {"actions": ACTIONS}, {}, {"action": "renew"}, "not_allowed"),
+    ("to revoke", {}, {}, {"action": "revoke"}, "not_allowed"),
+    ("to do what does not exist", {"actions": ACTIONS | {"sign"}}, {}, {"action": "sign"}, "not_allowed"),
+    ("an agent's profile", {"profiles": frozenset({"agent"})}, {"profile": "agent"}, {}, "name_not_allowed"),
+    ("an agent's name in another profile", {"identities": ["spiffe://td/**"]}, {"spiffe": "spiffe://td/agent/a"}, {}, "name_not_allowed"),
+    ("a denied name", {"identities": ["spiffe://td/**"]}, {"spiffe": "spiffe://td/prod/ledger"}, {}, "name_not_allowed"),
+    ("a denied host", {"dns": ["admin.example.org"]}, {"dns": ("admin.example.org",)}, {}, "name_not_allowed"),
+    ("a wildcard over a denied host", {"dns": ["*.example.org"]}, {"dns": ("*.example.org",)}, {}, "name_not_allowed"),
+]
+
+
+@pytest.mark.parametrize(("grant", "asked", "around", "expected"), [case[1:] for case in TOKENS], ids=[case[0] for case in TOKENS])
+def test_a_token_asks(grant: dict[str, Any], asked: dict[str, Any], around: dict[str, Any], expected: str) -> None:
+    check(authorize(token(make_grant(**grant)), plan(**asked), circumstances(**around), POLICY), expected)
+
+
+def test_a_token_is_bound_to_its_csr() -> None:
+    bound = token(csr_sha256=b"x" * 32)
+    check(authorize(bound, plan(), circumstances(csr_sha256=b"x" * 32), EMPTY), "token:a")
+    check(authorize(bound, plan(), circumstances(csr_sha256=b"y" * 32), EMPTY), "not_allowed")
+    check(authorize(bound, plan(), circumstances(csr_sha256=None), EMPTY), "not_allowed")
+
+
+def test_a_token_for_the_api_obtains_no_certificate() -> None:
+    admin = token(scopes=frozenset({"admin"}))
+    check(authorize(admin, plan(), circumstances(), POLICY), "not_allowed")
+    assert isinstance(check_scope(admin, "log:read"), Allowed)
+    assert isinstance(check_scope(token(scopes=frozenset({"log:read"})), "log:write"), Refused)
+    assert isinstance(check_scope(token(), "log:read"), Refused)
+    assert isinstance(check_scope(certificate(), "agents:report"), Refused)
+    assert isinstance(check_scope(certificate(is_agent=True), "agents:report"), Allowed)
+    assert isinstance(check_scope(oidc(), "agents:report"), Refused)
+
+
+def test_only_a_token_without_a_grant_of_its_own_is_looked_up_in_the_policy() -> None:
+    check(authorize(token(BARE, name="bare"), plan(), circumstances(), POLICY), "policy:by-token")
+    check(authorize(token(BARE, name="other"), plan(), circumstances(), POLICY), "not_allowed")
+    check(authorize(token(make_grant(), name="bare"), plan("spiffe://td/prod/db"), circumstances(), POLICY), "name_not_allowed")
+    check(
+        authorize(token(make_grant(agent=True), name="bare", agent=True), plan("spiffe://td/prod/db"), circumstances(), POLICY),
+        "name_not_allowed",
+    )
+
+
+def test_a_token_without_a_grant_keeps_its_own_limits() -> None:
+    short = token(Grant("token:a", max_ttl=60.0), name="bare")
+    check(authorize(short, plan(), circumstances(), POLICY), "lifetime_not_allowed")
+    check(authorize(short, plan(ttl=60), circumstances(), POLICY), "policy:by-token")
+    elsewhere = token(make_grant(identities=[], profiles=frozenset(), sources=["192.0.2.0/24"]), name="bare")
+    check(authorize(elsewhere, plan(), circumstances(), POLICY), "not_allowed")
+    other = token(make_grant(identities=[], profiles=frozenset({"server"})), name="bare")
+    check(authorize(other, plan(), circumstances(), POLICY), "profile_not_allowed")
+
+
+ENROL = make_grant(identities=["spiffe://td/prod/*"], agent=True)
+AGENT = "spiffe://td/agent/host-1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"spiffe": AGENT, "profile": "agent"}, "token:a"),
+        ({"spiffe": "spiffe://other/agent/host-1", "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": "spiffe://td/agent/a/b", "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": "spiffe://td/agent", "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": WEB, "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": None, "dns": ("a.example.org",), "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": AGENT, "dns": ("a.example.org",), "profile": "agent"}, "name_not_allowed"),
+        ({"spiffe": WEB}, "token:a"),
+    ],
+)
+def test_an_enrolment_token(asked: dict[str, Any], expected: str) -> None:
+    check(authorize(token(ENROL, agent=True), plan(**asked), circumstances(), EMPTY), expected)
+
+
+def test_an_enrolment_token_that_lists_agents_enrols_these_only() -> None:
+    named = token(make_grant(identities=["spiffe://td/agent/host-1", WEB], agent=True), agent=True)
+    check(authorize(named, plan(AGENT, profile="agent"), circumstances(), EMPTY), "token:a")
+    check(authorize(named, plan("spiffe://td/agent/host-2", profile="agent"), circumstances(), EMPTY), "name_not_allowed")
+
+
+def test_an_agent_obtains_what_its_enrolment_allows() -> None:
+    agent = certificate(AGENT, profile="agent", is_agent=True)
+    asked = plan()
+    check(authorize(agent, asked, circumstances(origin=ENROL), EMPTY), "token:a")
+    check(authorize(agent, plan("spiffe://td/test/web"), circumstances(origin=ENROL), EMPTY), "name_not_allowed")
+    check(authorize(agent, asked, circumstances(origin=None), EMPTY), "not_allowed")
+    check(
+        authorize(agent, asked, circumstances(origin=make_grant("token:b", identities=["spiffe://td/**"], agent=True)), EMPTY),
+        "not_allowed",
+    )
+    check(authorize(agent, asked, circumstances(origin=make_grant(identities=["spiffe://td/**"])), EMPTY), "not_allowed")
+    check(authorize(certificate(), asked, circumstances(origin=ENROL), EMPTY), "not_allowed")
+    # An agent makes no agents, and revokes nothing by its enrolment.
+    check(authorize(agent, plan("spiffe://td/agent/host-2", profile="agent"), circumstances(origin=ENROL), EMPTY), "not_allowed")
+    check(authorize(agent, asked, circumstances("revoke", origin=ENROL), EMPTY), "not_allowed")
+    check(authorize(agent, plan(AGENT, profile="agent"), circumstances("renew", origin=ENROL), EMPTY), "token:a")
+
+
+def test_agents_by_their_labels() -> None:
+    asked, around = plan("spiffe://td/prod/db"), circumstances()
+    agent = certificate(AGENT, profile="agent", is_agent=True, labels={"role": "web", "zone": "a", "more": "x"})
+    check(authorize(agent, asked, around, POLICY), "policy:deploy")
+    check(authorize(dataclasses.replace(agent, labels={"role": "web"}), asked, around, POLICY), "not_allowed")
+    check(authorize(dataclasses.replace(agent, is_agent=False), asked, around, POLICY), "not_allowed")
+
+
+def test_a_certificate_by_its_identity() -> None:
+    deployer = certificate("spiffe://td/deployer")
+    check(authorize(deployer, plan("spiffe://td/prod/db"), circumstances(), POLICY), "policy:deploy")
+    check(authorize(deployer, plan("spiffe://td/prod/db", ttl=7201), circumstances(), POLICY), "lifetime_not_allowed")
+    check(authorize(deployer, plan("spiffe://td/prod/db", ttl=999_999), circumstances("revoke"), POLICY), "policy:deploy")
+    check(authorize(deployer, plan("spiffe://td/test/db"), circumstances("revoke"), POLICY), "name_not_allowed")
+    check(authorize(certificate("spiffe://td/deployer2"), plan("spiffe://td/prod/db"), circumstances(), POLICY), "not_allowed")
+    # What is denied is not obtained, but it can be revoked.
+    check(authorize(deployer, plan("spiffe://td/prod/ledger"), circumstances(), POLICY), "name_not_allowed")
+    check(authorize(deployer, plan("spiffe://td/prod/ledger"), circumstances("revoke"), POLICY), "policy:deploy")
+
+
+def test_oidc_by_issuer_and_claims() -> None:
+    asked = plan("spiffe://td/ci/build", dns=("build.ci.example.org",))
+    claims = {"repo": "acme/web", "ref": "refs/heads/main", "job": "build"}
+    check(authorize(oidc(**claims), asked, circumstances(), POLICY), "policy:ci")
+    check(authorize(oidc(**claims | {"ref": "refs/tags/1"}), asked, circumstances(), POLICY), "not_allowed")
+    check(authorize(oidc(**claims | {"job": "other"}), asked, circumstances(), POLICY), "name_not_allowed")
+    check(authorize(oidc(**claims | {"job": "*"}), asked, circumstances(), POLICY), "name_not_allowed")
+    check(authorize(oidc("https://evil.example.org", **claims), asked, circumstances(), POLICY), "not_allowed")
+    check(authorize(oidc(repo="acme/web"), asked, circumstances(), POLICY), "not_allowed")
+
+
+def test_a_token_that_serves_once_must_be_told_apart() -> None:
+    asked = plan("spiffe://td/ci/build")
+    job = oidc("https://once.example.org", repo="acme/web", job="build")
+    assert authorize(job, asked, circumstances(), POLICY) == Allowed("policy:ci", single_use=True)
+    check(authorize(dataclasses.replace(job, jti=None), asked, circumstances(), POLICY), "not_authenticated")
+
+
+# --- renewal ----------------------------------------------------------------------------------------------------------------------------
+
+
+def renew(principal: Any, asked: Any, origin: Grant | None, policy: Policy = EMPTY) -> Allowed | Refused:
+    return authorize(principal, asked, circumstances("renew", origin=origin), policy)
+
+
+def test_a_certificate_renews_itself_by_the_grant_it_began_with() -> None:
+    check(renew(certificate(), plan(), make_grant()), "token:a")
+
+
+# Regression: policy tightening never reached renewing certificates in another product (renewal copied names and did not ask policy again).
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (None, "not_allowed"),
+        (make_grant("token:b"), "not_allowed"),
+        (make_grant(renew=False), "not_allowed"),
+        (make_grant(identities=["spiffe://td/prod/db"]), "name_not_allowed"),
+        (make_grant(profiles=frozenset({"server"})), "profile_not_allowed"),
+        (make_grant(max_ttl=60.0), "lifetime_not_allowed"),
+        (make_grant(sources=["192.0.2.0/24"]), "not_allowed"),
+    ],
+)
+def test_a_renewal_is_under_todays_policy(origin: Grant | None, expected: str) -> None:
+    check(renew(certificate(), plan(), origin), expected)
+    denied = Policy(deny=(DenyRule("no", IdentityPatterns([WEB]), DnsPatterns()),))
+    check(renew(certificate(), plan(), make_grant(), denied), "name_not_allowed")
+
+
+def test_without_a_grant_that_is_known_renewal_is_refused_not_allowed_by_default() -> None:
+    check(renew(certificate(granted_by=""), plan(), None, POLICY), "not_allowed")
+
+
+# Regression, CVE-2026-39388: a session was renewed with a different valid certificate.
+def test_a_renewal_changes_neither_identity_nor_names_nor_profile() -> None:
+    wide = make_grant(identities=["spiffe://td/**"], dns=["*.example.org"], profiles=frozenset({"workload", "server"}))
+    check(renew(certificate(), plan("spiffe://td/prod/db"), wide), "name_not_allowed")
+    check(renew(certificate(), plan(dns=("new.example.org",)), wide), "name_not_allowed")
+    check(renew(certificate(names=Names(WEB, dns=("old.example.org",))), plan(dns=("old.example.org",)), wide), "token:a")
+    check(renew(certificate(names=Names(WEB, dns=("old.example.org",))), plan(), wide), "token:a")
+    check(renew(certificate(), plan(profile="server"), wide), "profile_not_allowed")
+    check(renew(certificate("dns:a.example.org", names=Names(dns=("a.example.org",))), plan(None, dns=("a.example.org",)), wide), "token:a")
+    check(renew(oidc(), plan(), wide, POLICY), "not_allowed")
+    check(renew(token(wide), plan(), wide, POLICY), "not_allowed")
+
+
+def test_a_renewal_by_policy_and_after_the_claims_are_gone() -> None:
+    own = certificate("spiffe://td/own/a")
+    check(renew(own, plan("spiffe://td/own/a"), None, POLICY), "policy:renewers")
+    check(renew(own, plan("spiffe://td/own/b"), None, POLICY), "name_not_allowed")
+    job = certificate("spiffe://td/ci/build", granted_by="policy:ci")
+    origin = POLICY.grant_named("policy:ci")
+    check(renew(job, plan("spiffe://td/ci/build"), origin, POLICY), "policy:ci")
+    check(renew(job, plan("spiffe://td/ci/other"), origin, POLICY), "name_not_allowed")
+
+
+# Regression, CVE-2026-30836: an authorization switch without a case for one kind of request let it pass.
+def test_what_is_not_a_known_principal_is_refused() -> None:
+    check(authorize(object(), plan(), circumstances(), POLICY), "not_allowed")  # type: ignore[arg-type]
+
+
+# Regression, GHSA-g892-p242-8g86: the rule for addresses was applied to the parameters and not to the names in the CSR.
+def test_every_kind_of_name_in_the_final_plan_counts() -> None:
+    for extra in ({"dns": ("a.example.org",)}, {"ip": ("10.0.0.1",)}, {"email": ("a@example.org",)}):
+        for principal in (token(), oidc(), certificate("spiffe://td/deployer")):
+            assert isinstance(authorize(principal, plan(**extra), circumstances(), POLICY), Refused)
+
+
+# Regression: any holder of a token could revoke any serial.
+def test_nothing_revokes_without_a_grant_that_says_revoke() -> None:
+    for principal in (token(), certificate(), oidc(repo="acme/web", ref="refs/heads/main", job="web"), certificate("spiffe://td/own/a")):
+        check(authorize(principal, plan(), circumstances("revoke", origin=make_grant()), POLICY), "not_allowed")
+
+
+def test_a_refusal_names_what_was_nearest() -> None:
+    answer = authorize(certificate("spiffe://td/deployer"), plan("spiffe://td/prod/db", ttl=9000), circumstances(), POLICY)
+    assert answer == Refused(Kind.LIFETIME_NOT_ALLOWED, "policy:deploy allows 7200 seconds at most")
+    answer = authorize(token(), plan("spiffe://td/prod/ledger"), circumstances(), POLICY)
+    assert answer == Refused(Kind.NAME_NOT_ALLOWED, "spiffe://td/prod/ledger is denied by rule frozen: change freeze")
+
+
+# --- what holds for all inputs ----------------------------------------------------------------------------------------------------------
+
+SPIFFE = st.sampled_from([f"spiffe://td/{first}/{second}" for first in ("a", "b") for second in ("x", "y")])
+SPIFFE_PATTERN = st.one_of(SPIFFE, st.sampled_from(["spiffe://td/a/*", "spiffe://td/*/x", "spiffe://td/**", "spiffe://td/{c}/x"]))
+HOST = st.sampled_from(["a.example.org", "b.example.org", "*.example.org", "c.test"])
+HOST_PATTERN = st.one_of(HOST, st.just("{c}.example.org"))
+PROFILES = st.sampled_from(["workload", "server"])
+
+
+def few(items: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
+    return st.lists(items, max_size=3)
+
+
+GRANTS = st.builds(
+    lambda **parts: make_grant(**parts),
+    identities=few(SPIFFE_PATTERN),
+    dns=few(HOST_PATTERN),
+    ip=few(st.sampled_from(["10.0.0.0/8", "10.0.0.1"])),
+    profiles=st.frozensets(PROFILES),
+    max_ttl=st.sampled_from([None, 10.0, 100.0]),
+    sources=few(st.sampled_from(["10.0.0.0/8", "192.0.2.1"])),
+    actions=st.frozensets(st.sampled_from(sorted(ACTIONS))),
+    renew=st.booleans(),
+    principals=st.just(POLICY.grants[1].principals + POLICY.grants[0].principals),
+)
+PLANS = st.builds(
+    lambda spiffe, dns, ip, profile, ttl: plan(spiffe, dns=tuple(dns), ip=tuple(ip), profile=profile, ttl=ttl),
+    st.one_of(st.none(), SPIFFE),
+    st.lists(HOST, max_size=2, unique=True),
+    st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2"]), max_size=2, unique=True),
+    PROFILES,
+    st.sampled_from([1, 10, 11, 100, 101]),
+)
+CLAIM = st.sampled_from(["a", "b", "*", "", "a/x", "x", "+", "{c}"])
+PRINCIPALS = st.one_of(
+    CLAIM.map(lambda value: oidc(repo="acme/web", ref="refs/heads/main", c=value)),
+    st.builds(
+        lambda spiffe, claim, agent: certificate(
+            spiffe, is_agent=agent, labels={"role": "web", "zone": "a", "c": claim}, granted_by="policy:g0"
+        ),
+        st.one_of(SPIFFE, st.just("spiffe://td/deployer")),
+        CLAIM,
+        st.booleans(),
+    ),
+)
+DENY = st.lists(
+    st.builds(lambda ids, dns: DenyRule("no", IdentityPatterns(ids), DnsPatterns(dns)), few(SPIFFE), few(HOST)),
+    max_size=2,
+).map(tuple)
+AROUND = st.builds(
+    lambda action, source: circumstances(action, source=source),
+    st.sampled_from([*sorted(ACTIONS), "sign", ""]),
+    st.sampled_from([None, "10.0.0.1", "192.0.2.1", "203.0.113.9"]),
+)
+GRANT_LISTS = st.lists(GRANTS, max_size=3).map(
+    lambda grants: tuple(dataclasses.replace(grant, name=f"policy:g{number}") for number, grant in enumerate(grants))
+)
+
+
+def allowed(*arguments: Any) -> bool:
+    return isinstance(authorize(*arguments), Allowed)
+
+
+def every_name_is_covered(grant: Grant, names: Names, claim: str | None) -> bool:
+    """Compare without any compiled pattern: what a name may look like, spelt out."""
+
+    def covers(text: str, name: str) -> bool:
+        if "{c}" in text:
+            return claim in ("a", "b", "x") and text.replace("{c}", str(claim)) == name
+        if text == name:
+            return True
+        if text == "*.example.org":
+            return name in ("a.example.org", "b.example.org")
+        return (
+            (text == "spiffe://td/a/*" and name.startswith("spiffe://td/a/"))
+            or (text == "spiffe://td/*/x" and name.startswith("spiffe://td/") and name.endswith("/x"))
+            or (text == "spiffe://td/**" and name.startswith("spiffe://td/"))
+        )
+
+    spiffe = [] if names.spiffe is None else [names.spiffe]
+    return all(any(covers(text, name) for text in grant.identities.texts) for name in spiffe) and all(
+        any(covers(text, name) for text in grant.dns.texts) for name in names.dns
+    )
+
+
+@given(GRANT_LISTS, DENY, PRINCIPALS, PLANS, AROUND)
+def test_what_is_allowed_is_covered_by_the_one_grant_that_is_named(grants: Any, deny: Any, principal: Any, asked: Any, around: Any) -> None:
+    answer = authorize(principal, asked, around, Policy(grants, deny))
+    if isinstance(answer, Allowed):
+        grant = next(grant for grant in grants if grant.name == answer.grant)
+        claim = principal.claims["c"] if principal.kind == "oidc" else principal.labels["c"]
+        assert every_name_is_covered(grant, asked.names, claim)
+        assert asked.profile.name in grant.profiles
+        assert around.action in grant.actions
+        assert allowed(principal, asked, around, Policy((grant,), deny))  # no other grant was needed
+
+
+@given(GRANTS, GRANTS, PRINCIPALS, PLANS, AROUND)
+def test_two_grants_never_add_up(one: Grant, two: Grant, principal: Any, asked: Any, around: Any) -> None:
+    both = allowed(principal, asked, around, Policy((one, two)))
+    assert both == (allowed(principal, asked, around, Policy((one,))) or allowed(principal, asked, around, Policy((two,))))
+
+
+@given(GRANTS, PLANS, AROUND, GRANT_LISTS, st.booleans())
+def test_a_token_never_gives_more_than_its_grant(grant: Grant, asked: Any, around: Any, others: Any, deny: bool) -> None:
+    principal = token(dataclasses.replace(grant, name="token:a"), name="bare")
+    rules = (DenyRule("no", IdentityPatterns(["spiffe://td/a/x"]), DnsPatterns()),) if deny else ()
+    answer = authorize(principal, asked, around, Policy(others + POLICY.grants, rules))
+    if isinstance(answer, Allowed):
+        if not grant.has_names:
+            assert answer.grant == "policy:by-token"
+            return
+        assert answer.grant == "token:a"
+        assert around.action in grant.actions
+        assert around.action != "renew"
+        assert asked.profile.name in grant.profiles
+        assert every_name_is_covered(grant, asked.names, None)
+        assert around.action == "revoke" or grant.max_ttl is None or asked.not_after - NOW <= grant.max_ttl * 1000
+        assert not grant.sources or grant.sources.covers(around.source or "")
+
+
+@given(GRANT_LISTS, PRINCIPALS, PLANS, st.sampled_from(["issue", "renew"]), GRANTS)
+def test_deny_always_beats_allow(grants: Any, principal: Any, asked: Any, action: str, own: Grant) -> None:
+    names = asked.names
+    rules = [DenyRule("no", IdentityPatterns([names.spiffe] if names.spiffe else []), DnsPatterns(names.dns))]
+    if names.spiffe is None and not names.dns:
+        return
+    for who in (principal, token(own)):
+        assert not allowed(who, asked, circumstances(action, origin=own), Policy(grants, tuple(rules)))
+
+
+@given(PRINCIPALS, PLANS, AROUND)
+def test_an_absent_rule_denies(principal: Any, asked: Any, around: Any) -> None:
+    assert not allowed(principal, asked, around, EMPTY)
+    assert not allowed(token(BARE), asked, around, EMPTY)
+    empty = Grant("policy:empty", principals=POLICY.grants[1].principals, actions=ACTIONS)
+    assert not allowed(principal, asked, around, Policy((empty,)))
+
+
+def narrowed(grant: Grant, step: int) -> Grant:
+    """Return the grant with one thing less."""
+    drop: list[dict[str, Any]] = [
+        {"identities": IdentityPatterns(grant.identities.texts[1:])},
+        {"dns": DnsPatterns(grant.dns.texts[1:])},
+        {"profiles": frozenset(sorted(grant.profiles)[1:])},
+        {"max_ttl": 5.0},
+        {"sources": type(grant.sources)(grant.sources.texts[1:] if len(grant.sources.texts) > 1 else ["198.51.100.1"])},
+        {"actions": frozenset(sorted(grant.actions)[1:])},
+        {"renew": False},
+        {"principals": grant.principals[1:]},
+    ]
+    return dataclasses.replace(grant, **drop[step])
+
+
+@given(GRANT_LISTS, DENY, PRINCIPALS, PLANS, AROUND, st.integers(0, 2), st.integers(0, 9))
+def test_narrowing_a_policy_never_allows_more(
+    grants: Any, deny: Any, principal: Any, asked: Any, around: Any, which: int, step: int
+) -> None:
+    wide = Policy(grants, deny)
+    if step == 8:
+        narrow = Policy(grants[:which] + grants[which + 1 :], deny)
+    elif step == 9:
+        narrow = Policy(grants, (*deny, DenyRule("more", IdentityPatterns(["spiffe://td/a/*"]), DnsPatterns())))
+    elif which < len(grants):
+        narrow = Policy((*grants[:which], narrowed(grants[which], step), *grants[which + 1 :]), deny)
+    else:
+        return
+    before, after = (
+        allowed(principal, asked, dataclasses.replace(around, origin=policy.grant_named("policy:g0")), policy) for policy in (wide, narrow)
+    )
+    assert before or not after

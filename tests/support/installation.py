@@ -1,0 +1,144 @@
+"""A small installation on a real database: authorities, certificates, revocations; and OpenSSL's opinion of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import update
+
+from handclasp.authority.authorities import Authorities
+from handclasp.authority.crls import CrlPublisher, mark_dirty
+from handclasp.authority.keystore import KeyStore
+from handclasp.log.entries import make_entry
+from handclasp.pki import chains, crl
+from handclasp.pki.names import Names
+from handclasp.pki.plan import Plan, make_plan, new_serial
+from handclasp.pki.profiles import BUILT_IN
+from handclasp.store import tables
+from handclasp.store.database import Store
+from handclasp.store.ledger import CertificateRow, Change, Write
+from support.authorities import NOW, csr_of
+
+BY = {"kind": "test"}
+PASSPHRASE = b"correct horse battery staple"
+BASE = "http://ca.example.org:8080"
+
+
+@dataclass
+class Ticker:
+    """A clock that stands still until it is moved."""
+
+    now: int = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    der: bytes
+    plan: Plan
+    authority_id: int
+
+    @property
+    def sha256(self) -> bytes:
+        return chains.fingerprint(self.der)
+
+
+@dataclass
+class Installation:
+    store: Store
+    keystore: KeyStore
+    authorities: Authorities
+    publisher: CrlPublisher
+    clock: Ticker
+
+    def plan(self, names: Names, *, profile: str = "workload", authority: str = "", ttl: float | None = None) -> Plan:
+        signer = self.authorities.get(authority)
+        return make_plan(
+            profile=BUILT_IN[profile],
+            names=names,
+            csr=csr_of(),
+            issuer=signer.issuer,
+            now=self.clock(),
+            ttl=ttl,
+            serial=new_serial(1, os.urandom),
+        )
+
+    async def issue(self, names: Names, *, profile: str = "workload", authority: str = "", ttl: float | None = None) -> Leaf:
+        signer = self.authorities.get(authority)
+        plan = self.plan(names, profile=profile, authority=authority, ttl=ttl)
+        leaf = Leaf(signer.sign(plan), plan, signer.authority.id)
+        entry = make_entry("certificate.issued", at=self.clock(), who=BY, what={"sha256": leaf.sha256.hex()})
+        row = CertificateRow(
+            sha256=leaf.sha256,
+            serial=plan.serial.to_bytes(18),
+            der=leaf.der,
+            authority_id=leaf.authority_id,
+            identity="spiffe://example.org/test",
+            owner=None,
+            profile=profile,
+            names="{}",
+            spki_sha256=plan.spki_sha256,
+            key_type=plan.key_type,
+            not_before=plan.not_before,
+            not_after=plan.not_after,
+            renew_after=plan.not_after,
+            renew_before=plan.not_after,
+            line=leaf.sha256,
+            generation=0,
+            predecessor=None,
+            granted_by="token:test",
+            obtained_by="token:test",
+            crl_shard=plan.crl_shard,
+        )
+        await self.store.ledger.commit(Write([entry], certificate=row))
+        return leaf
+
+    async def revoke(self, leaf: Leaf, reason: str = "key_compromise") -> None:
+        now, column = self.clock(), tables.certificate.c
+        values = {"revoked_at": now, "revocation_reason": crl.REASONS[reason]}
+        change = Change(update(tables.certificate).where(column.sha256 == leaf.sha256).values(**values), expect=1)
+        entry = make_entry("certificate.revoked", at=now, who=BY, what={"sha256": leaf.sha256.hex()})
+        await self.store.ledger.commit(Write([entry], [change, *mark_dirty(leaf.authority_id, leaf.plan.crl_shard, now)]))
+
+
+@asynccontextmanager
+async def installation(
+    directory: Path, url: str = "", *, clock: Ticker | None = None, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Installation]:
+    """Open an installation in ``directory``: its database (or the one at ``url``), its keys."""
+    clock = clock or Ticker()
+    store = await Store.open(url or f"sqlite:///{directory / 'handclasp.db'}", clock)
+    try:
+        keystore = KeyStore(directory / "keys", PASSPHRASE, environ=environ or {})
+        authorities = Authorities(store, keystore, clock)
+        await authorities.load()
+        yield Installation(store, keystore, authorities, CrlPublisher(store, authorities, clock), clock)
+    finally:
+        await store.close()
+
+
+def openssl_verify(
+    directory: Path, leaf: bytes, between: Sequence[bytes], roots: Sequence[bytes], *options: str, at: int, crls: str | None = None
+) -> str:
+    """Return "ok", or what `openssl verify` has against a certificate (DER) at ``at`` (ms); ``crls`` turns on -crl_check_all."""
+    files = {"leaf": [leaf], "between": between, "roots": roots}
+    for name, ders in files.items():
+        (directory / f"{name}.pem").write_text("".join(map(chains.to_pem, ders)))
+    command = ["openssl", "verify", "-x509_strict", "-attime", str(at // 1000), "-CAfile", str(directory / "roots.pem")]
+    if between:
+        command += ["-untrusted", str(directory / "between.pem")]
+    if crls is not None:
+        (directory / "crls.pem").write_text(crls)
+        command += ["-crl_check_all", "-CRLfile", str(directory / "crls.pem")]
+    done = subprocess.run([*command, *options, str(directory / "leaf.pem")], capture_output=True, text=True, check=False)
+    return "ok" if done.returncode == 0 else done.stderr
