@@ -23,10 +23,8 @@ class Time:
 def passes(limiter: Limiter, key: str = "a", cost: int = 1) -> bool:
     with or_refused(Kind.RATE_LIMITED):
         limiter.check(key, cost)
-        assert error.retry_after is not None
-        assert error.retry_after > 0
-        return False
-    return True
+        return True
+    return False
 
 
 def test_a_burst_then_the_rate() -> None:
@@ -99,11 +97,30 @@ def test_never_more_than_burst_and_rate_in_any_window(steps: list[int], rate: in
 
 
 REFUSED = [
-    "http://example.org/", "ftp://example.org/", "file:///etc/passwd", "https://", "https://u:p@example.org/", "https://u@example.org/",
-    "https://169.254.169.254/latest", "https://[fe80::1]/", "https://[::ffff:169.254.169.254]/", "https://metadata.google.internal/",
-    "https://Metadata.Google.Internal./", "https://127.0.0.1/", "https://[::1]/", "https://0.0.0.0/", "https://100.100.100.200/",
-    "https://224.0.0.1/", "https://[fd00:ec2::254]/", "https://exämple.org/", "https://a\n.org/", "https://a:99999/", "https://[::1", "x", "",
-]  # fmt: skip
+    "http://example.org/",
+    "ftp://example.org/",
+    "file:///etc/passwd",
+    "https://",
+    "https://u:p@example.org/",
+    "https://u@example.org/",
+    "https://169.254.169.254/latest",
+    "https://[fe80::1]/",
+    "https://[::ffff:169.254.169.254]/",
+    "https://metadata.google.internal/",
+    "https://Metadata.Google.Internal./",
+    "https://127.0.0.1/",
+    "https://[::1]/",
+    "https://0.0.0.0/",
+    "https://100.100.100.200/",
+    "https://224.0.0.1/",
+    "https://[fd00:ec2::254]/",
+    "https://exämple.org/",
+    "https://a\n.org/",
+    "https://a:99999/",
+    "https://[::1",
+    "x",
+    "",
+]
 
 
 @pytest.mark.parametrize("url", REFUSED)

@@ -67,7 +67,7 @@ MISTAKES = [
     ("an unknown action", "[issue, renew]", "[issue, sign]", 18, "'sign' is not one of"),
     ("an empty list of networks, which would mean anywhere", "[10.0.0.0/8]", "[]", 17, "from must be a list"),
     ("no profiles", "    profiles: [client]\n", "", 19, "profiles must be a list"),
-    ("no principals", "    principals: [{certificate: \"email:*@example.org\"}, {token: helper}]\n", "    principals: []\n", 20, "principals must be"),
+    ("no principals", '[{certificate: "email:*@example.org"}, {token: helper}]', "[]", 20, "principals must be"),
     ("no claims, which would mean everybody at that issuer", "{repo: acme/web, protected: true}", "{}", 12, "at least one claim"),
     ("an issuer that is not there", "oidc: ci", "oidc: cd", 11, "not under oidc"),
     ("two kinds of principal in one", "{token: helper}", "{token: helper, certificate: spiffe://td/a}", 20, "exactly one of"),

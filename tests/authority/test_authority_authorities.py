@@ -470,6 +470,20 @@ def test_an_issuing_certificate_that_does_not_fit_is_not_imported(tmp_path: Path
     run(tmp_path, work, clock=clock)
 
 
+def test_a_root_without_room_below_it_takes_no_issuing_authority(tmp_path: Path) -> None:
+    async def work(here: Installation) -> None:
+        key, now = key_of("p256", 9), here.clock()
+        root = ca.self_signed_root(key, common_name="tight", now=now, lifetime=YEAR, serial=3, pathlen=0)
+        await here.authorities.import_root("root", "example.org", root, by=BY)
+        here.authorities.request("issuing-1", "example.org")
+        public = here.keystore.load("file:issuing-1.key")
+        like = chains.load(ca.self_signed_root(public, common_name="issuing", now=now, lifetime=3600, serial=4, pathlen=0))
+        with refused(Kind.BAD_CERTIFICATE):
+            await here.authorities.import_issuing("issuing-1", "root", _reissued(chains.load(root), like, key), by=BY)
+
+    run(tmp_path, work)
+
+
 def long_path(files: RootFiles, here: Installation) -> bytes:
     """Sign an issuing authority that may make further ones, which our own code never does."""
     key, root = load_key_file(files.key, PASSPHRASE), facts.load_certificate(files.certificate.read_bytes())

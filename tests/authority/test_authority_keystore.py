@@ -186,7 +186,8 @@ def test_every_fault_point_of_file_writing_is_killed_at() -> None:
     assert {point for point in faults.POINTS if point.startswith("authority.file")} == set(POINTS)
 
 
-def test_replacing_a_file_is_one_rename(tmp_path: Path) -> None:
+def test_replacing_a_file_is_one_rename_and_its_mode_is_not_the_umasks(tmp_path: Path) -> None:
+    os.umask(0o077)
     path = tmp_path / "list.crl"
     replace(path, b"old", 0o644)
     with path.open("rb") as reader:

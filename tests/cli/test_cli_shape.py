@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,9 +14,21 @@ from handclasp.cli.command import Command
 from handclasp.cli.lazy import LazyGroup
 from handclasp.cli.main import SECTIONS, handclasp
 from handclasp.server.settings import SETTINGS
+from support.cli_tree import EVERY
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-HEAVY = ("httpx2", "rich", "cryptography", "msgspec", "yaml", "sqlalchemy", "starlette", "handclasp.client", "handclasp.agent", "handclasp.server")
+HEAVY = (
+    "httpx2",
+    "rich",
+    "cryptography",
+    "msgspec",
+    "yaml",
+    "sqlalchemy",
+    "starlette",
+    "handclasp.client",
+    "handclasp.agent",
+    "handclasp.server",
+)
 
 WANTED = """
 up serve init demo doctor
@@ -30,23 +41,6 @@ profile list, profile show, profile diff, profile apply
 ca list, ca show, ca bundle, ca crl, ca root create, ca request, ca sign-issuing, ca import, ca issuing create
 audit list, audit show, audit export, audit prove, audit verify, audit erase, audit witness
 """
-
-
-def commands(group: click.Group = handclasp, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
-    """Every command that is there; the demonstration is a program of its own."""
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        if name == "demo":
-            continue
-        command = group.get_command(context, name)
-        assert command is not None, name
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-EVERY = dict(commands())
 
 
 def python(code: str, *, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -96,7 +90,9 @@ def test_one_line_help_of_the_lazy_groups_is_that_of_the_command() -> None:
             assert command is None or command.help, name
 
 
-@pytest.mark.parametrize("words", ["", "token", "cert", "cert issue", "ca", "audit verify", "policy test", "agent", "doctor", "token create"])
+@pytest.mark.parametrize(
+    "words", ["", "token", "cert", "cert issue", "ca", "audit verify", "policy test", "agent", "doctor", "token create"]
+)
 def test_help_imports_nothing_heavy(words: str) -> None:
     code = (
         "import sys\nfrom handclasp.cli.main import handclasp\n"
@@ -109,9 +105,7 @@ def test_help_imports_nothing_heavy(words: str) -> None:
 
 
 def test_a_piped_list_does_not_import_rich_and_a_drawn_one_does() -> None:
-    code = (
-        "import sys\nfrom handclasp.cli import terminal\n{}\nterminal.write_table(['a'], [['b']])\nprint('rich.table' in sys.modules, file=sys.stderr)"
-    )
+    code = "import sys\nfrom handclasp.cli import terminal\n{}\nterminal.write_table(['a'], [['b']])\nprint('rich.table' in sys.modules, file=sys.stderr)"
     assert python(code.format("")).stderr.strip() == "False"
     assert python(code.format("terminal.is_terminal = lambda stream: True")).stderr.strip() == "True"
 
@@ -134,10 +128,17 @@ def test_a_setting_reaches_the_server_as_it_was_given(monkeypatch: pytest.Monkey
     module = types.ModuleType("handclasp.server.run")
     module.up = lambda settings: seen.append(settings)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "handclasp.server.run", module)
-    result = run("up", "--trust-domain", "example.org", "--dns-zone", "a.example", "--dns-zone", "b.example", "--tls12", "--crl-lifetime", "2h")
+    result = run(
+        "up", "--trust-domain", "example.org", "--dns-zone", "a.example", "--dns-zone", "b.example", "--tls12", "--crl-lifetime", "2h"
+    )
     assert result.exit_code == 0, result.stderr
     settings = seen[0]
-    assert (settings.trust_domain, settings.dns_zone, settings.tls12, settings.crl_lifetime) == ("example.org", ("a.example", "b.example"), True, 7200)
+    assert (settings.trust_domain, settings.dns_zone, settings.tls12, settings.crl_lifetime) == (
+        "example.org",
+        ("a.example", "b.example"),
+        True,
+        7200,
+    )
 
 
 def test_a_bad_setting_is_refused_before_anything_starts(run) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import ENTRY_TYPES, MAX_ENTRY, make_entry, parse_entry, salted_hash
+from support.errors import allowing
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUES = st.recursive(
@@ -127,10 +128,8 @@ def test_every_entry_is_canonical_and_reads_back(what: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=80) | st.text(max_size=40).map(lambda text: json.dumps({"a": text}).encode()))
 def test_reading_an_entry_never_crashes(data: bytes) -> None:
-    try:
+    with allowing(Kind.TAMPERED):
         parse_entry(data)
-    except HandclaspError as error:
-        assert error.kind is Kind.TAMPERED
 
 
 @pytest.mark.parametrize("data", [b'{"b":1,"a":2}', b'{"a": 1}', b'{"a":1.0}', b'{"a":1,"a":1}', b"[]", b'{"a":"\\u0061"}', b"[" * 100_000])

@@ -7,7 +7,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from support.logs import NOW, ORIGIN, cosigner, log_signer
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.checkpoint import (
@@ -33,6 +32,8 @@ from handclasp.log.notes import (
     verify_note,
     verify_signature,
 )
+from support.errors import allowing
+from support.logs import NOW, ORIGIN, cosigner, log_signer
 
 # The example of C2SP signed-note.
 VKEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
@@ -97,7 +98,9 @@ def test_cosignatures_are_over_the_checkpoint_and_the_time() -> None:
     moved = Signature(line.name, line.key_id, struct.pack(">Q", NOW // 1000 + 1) + line.data[8:])
     refused(Kind.VERIFY_FAILED, lambda: verify_signature(moved, SIGNED.note.text, witness))
     refused(Kind.VERIFY_FAILED, lambda: open_checkpoint(merge_signatures(SIGNED.note, [moved]), [log], [witness]))
-    assert open_checkpoint(merge_signatures(SIGNED.note, [moved]), [log]).witnesses == (), "of an unknown witness nothing is believed or refused"
+    assert open_checkpoint(merge_signatures(SIGNED.note, [moved]), [log]).witnesses == (), (
+        "of an unknown witness nothing is believed or refused"
+    )
 
 
 def test_a_newer_signature_of_the_same_key_takes_the_place_of_the_older() -> None:
@@ -211,7 +214,9 @@ def mutated(draw: st.DrawFn) -> bytes:
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
-        data[at : at + draw(st.integers(0, 3))] = draw(st.sampled_from([b"", b"\n", b"\n\n", b" ", b"+", b"\x00", b"9", "—".encode()]) | st.binary(max_size=3))
+        data[at : at + draw(st.integers(0, 3))] = draw(
+            st.sampled_from([b"", b"\n", b"\n\n", b" ", b"+", b"\x00", b"9", "—".encode()]) | st.binary(max_size=3)
+        )
     return bytes(data)
 
 
@@ -227,10 +232,6 @@ def test_reading_never_crashes_and_what_reads_is_written_the_same(data: bytes) -
         (lambda: parse_vkey(text), Kind.BAD_KEY),
         (lambda: open_checkpoint(data, [log_signer().vkey]), Kind.VERIFY_FAILED),
     ):
-        try:
+        with allowing(kind):
             found: object = parse()
-        except HandclaspError as error:
-            assert error.kind is kind
-        else:
-            if isinstance(found, Note):
-                assert str(found).encode() == data
+            assert not isinstance(found, Note) or str(found).encode() == data

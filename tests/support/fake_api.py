@@ -29,6 +29,7 @@ class FakeApi:
     routes: dict[tuple[str, str], Answer] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     settings: Any = None
+    closed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
     def client(self, settings: Any, **options: Any) -> FakeClient:
@@ -45,7 +46,8 @@ class FakeApi:
             start, limit = int(params.get("cursor", "0")), int(params["limit"])
             assert limit > 0
             end = start + limit
-            return {"items": items[start:end], "next_cursor": str(end) if end < len(items) else None}
+            wanted = [item for item in items if all(getattr(item, name, value) == value for name, value in params.items())]
+            return {"items": wanted[start:end], "next_cursor": str(end) if end < len(wanted) else None}
 
         self.on("GET", path, answer)
 
@@ -78,6 +80,9 @@ class FakeClient:
         sent = None if body is None else msgspec.json.decode(msgspec.json.encode(body), type=type(body))
         answer = self._api.answer(method, path, params or {}, sent)
         return msgspec.json.decode(msgspec.json.encode(answer), type=response)
+
+    def close(self) -> None:
+        self._api.closed += 1
 
     def raw(self, path: str, **_: Any) -> Raw:
         answer = self._api.answer("GET", path, {}, None)

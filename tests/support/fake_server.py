@@ -1,7 +1,7 @@
 """A small server in this process that speaks the endpoints a client and an agent use, over real TLS with real certificates.
 
-It checks what it is sent and keeps ``complaints``: a test that uses it ends with :meth:`FakeServer.assert_content`. It can be told to be away,
-to refuse, to lose answers, to revoke, to change its anchors and to pull a renewal forward.
+It checks what it is sent and keeps ``complaints``: a test that uses it ends with :meth:`FakeServer.assert_content`. It can be told to be
+away, to refuse, to lose answers, to revoke, to change its anchors and to pull a renewal forward.
 """
 
 from __future__ import annotations

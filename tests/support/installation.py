@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -111,13 +112,29 @@ class Installation:
         await self.store.ledger.commit(Write([entry], [change, *mark_dirty(leaf.authority_id, leaf.plan.crl_shard, now)]))
 
 
+_EMPTY: list[bytes] = []
+
+
+async def _empty_database() -> bytes:
+    """Return an SQLite database at the newest schema; migrating takes longer than most tests do."""
+    if not _EMPTY:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "empty.db"
+            await (await Store.open(f"sqlite:///{path}")).close()
+            _EMPTY.append(path.read_bytes())
+    return _EMPTY[0]
+
+
 @asynccontextmanager
 async def installation(
     directory: Path, url: str = "", *, clock: Ticker | None = None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Installation]:
     """Open an installation in ``directory``: its database (or the one at ``url``), its keys."""
     clock = clock or Ticker()
-    store = await Store.open(url or f"sqlite:///{directory / 'handclasp.db'}", clock)
+    database = directory / "handclasp.db"
+    if not url and not database.exists():
+        database.write_bytes(await _empty_database())
+    store = await Store.open(url or f"sqlite:///{database}", clock, migrate=bool(url))
     try:
         keystore = KeyStore(directory / "keys", PASSPHRASE, environ=environ or {})
         authorities = Authorities(store, keystore, clock)

@@ -111,7 +111,7 @@ class Grant:
         return None
 
     def uncovered_by_enrolment(self, names: Names) -> str | None:
-        """As :meth:`uncovered`, for an agent's own certificate: any ``spiffe://TD/agent/NAME``, in a trust domain that the grant speaks of.
+        """As :meth:`uncovered`, for an agent's own certificate: any ``spiffe://TD/agent/NAME`` in a trust domain that the grant names.
 
         A grant that lists agents' identities gives these and no others.
         """

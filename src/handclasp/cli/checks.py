@@ -139,7 +139,7 @@ def _skew(date: str) -> Finding:
 def _server(settings: Any) -> Iterator[Finding]:
     from handclasp.wire import Health
 
-    api = Api(connection.make_client(settings, timeout=_TIMEOUT, attempts=1))
+    api = connection.open_api(settings, timeout=_TIMEOUT, attempts=1)
     try:
         health = api.get("/readyz", Health)
         yield Finding("trust", "ok", "the server's certificate is the one that is trusted")

@@ -184,10 +184,11 @@ def exit_code_of(run: Callable[[], Any], *, as_json: bool) -> int:
 
 def _usage(error: click.UsageError, *, as_json: bool) -> int:
     sentence = error.format_message().rstrip(".")
+    sentence = sentence[:1].lower() + sentence[1:]
     path = error.ctx.command_path if error.ctx else "handclasp"
     if as_json:
         terminal.write_json(problem(Kind.BAD_REQUEST, sentence, f"{path} --help", title="Wrong usage"))
-    terminal.error(sentence[:1].lower() + sentence[1:], "usage", f"{path} --help")
+    terminal.error(sentence, "usage", f"{path} --help")
     return 2
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import click
+
 from handclasp.cli import terminal
 from handclasp.cli.command import State
 from handclasp.cli.files import read_text
@@ -55,7 +57,7 @@ class Api:
             if not page.items or not page.next_cursor or (limit and len(result.items) >= limit):
                 break
         if result.next_cursor:
-            terminal.say(f"there are more than these {len(result.items)}: --limit 0 shows all")
+            terminal.say(f"there are more than {len(result.items)}: --limit 0 shows all")
         answer: T = result
         return answer
 
@@ -65,7 +67,14 @@ def connect(state: State, **credentials: Any) -> Api:
 
     Raises ``bad_setting`` when the settings name nothing that can be used.
     """
-    return Api(make_client(resolve(state), **credentials))
+    return open_api(resolve(state), **credentials)
+
+
+def open_api(settings: Any, **options: Any) -> Api:
+    """Return a connection that is closed when the command ends."""
+    client = make_client(settings, **options)
+    click.get_current_context().call_on_close(client.close)
+    return Api(client)
 
 
 def resolve(state: State) -> Any:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from handclasp.cli import terminal
 from handclasp.cli.command import State
-from handclasp.wire import PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
+
+if TYPE_CHECKING:
+    from handclasp.wire import PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
 
 _MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
-_DOCUMENTS: dict[str, type[PolicyDocument] | type[ProfileDocument]] = {"/v1/policy": PolicyDocument, "/v1/profiles": ProfileDocument}
+
+
+def _document(path: str, text: str) -> PolicyDocument | ProfileDocument:
+    from handclasp.wire import PolicyDocument, ProfileDocument
+
+    return PolicyDocument(text=text) if path == "/v1/policy" else ProfileDocument(text=text)
 
 
 def diff_document(state: State, path: str, text: str, *, exit_code: bool) -> int:
     """Show what the text would change at ``path``; return 1 when it would and the caller asked for that."""
-    found = state.api().call("POST", f"{path}:diff", PolicyDiff, body=_DOCUMENTS[path](text=text))
+    from handclasp.wire import PolicyDiff
+
+    found = state.api().call("POST", f"{path}:diff", PolicyDiff, body=_document(path, text))
     _write(state, found)
     if not found.changes:
         terminal.say("nothing would change")
@@ -21,7 +32,9 @@ def diff_document(state: State, path: str, text: str, *, exit_code: bool) -> int
 
 def apply_document(state: State, path: str, text: str) -> None:
     """Replace the text at ``path``; show what that changed."""
-    found = state.api().call("PUT", path, PolicyDiff, body=_DOCUMENTS[path](text=text))
+    from handclasp.wire import PolicyDiff
+
+    found = state.api().call("PUT", path, PolicyDiff, body=_document(path, text))
     _write(state, found)
     changes = len(found.changes)
     entry = f" (log entry {found.log_entry})" if found.log_entry is not None else ""

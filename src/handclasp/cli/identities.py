@@ -67,5 +67,5 @@ def show(state: State, name: str, limit: int) -> None:
         ]
     )
     if terminal.is_terminal(terminal.out()):
-        terminal.write("")
+        terminal.write("\n")
         certificate_table(api.pages("/v1/certificates", CertificateList, limit, identity=name).items)

@@ -71,9 +71,10 @@ def test(state: State, file: str, policy_file: str | None) -> int:
     if state.json:
         terminal.write_json({"ok": not failed, "cases": [_case(result) for result in results]})
     else:
+        width = max((len(result.name) for result in results), default=0)
         for result in results:
             told = result.reason if result.ok else f"expected {result.expected}, got {result.got}: {result.reason}"
-            terminal.write_verdict("ok" if result.ok else "fail", result.name, told)
+            terminal.write_verdict("ok" if result.ok else "fail", result.name, told, width=width)
     terminal.say(f"{len(results) - len(failed)} of {len(results)} cases are as expected")
     return 1 if failed else 0
 

@@ -45,7 +45,7 @@ def show(state: State, name: str) -> None:
     found = next((item for item in items if item.name == name), None)
     if found is None:
         known = ", ".join(item.name for item in items)
-        raise HandclaspError(Kind.UNKNOWN_PROFILE, f"there is no profile {name}", hint=f"there are {known}")
+        raise HandclaspError(Kind.UNKNOWN_PROFILE, f"there is no profile {name}", hint=f"known are {known}")
     if state.json:
         terminal.write_json(found)
         return

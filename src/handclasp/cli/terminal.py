@@ -146,12 +146,15 @@ def write_fields(fields: Sequence[tuple[str, Cell]]) -> None:
         write(f"{styled(name.ljust(width), 'dim', sys.stdout)}  {text}")
 
 
-def write_verdict(verdict: str, subject: str, text: str) -> None:
-    """Write one checked thing: ``ok``, ``warn`` or ``fail``, what was looked at, and what was found or is to be done."""
+def write_verdict(verdict: str, subject: str, text: str, *, width: int = 12) -> None:
+    """Write one checked thing: ``ok``, ``warn`` or ``fail``, what was looked at, and what was found or is to be done.
+
+    ``width`` is that of the longest subject that comes.
+    """
     if not is_terminal(sys.stdout):
         write("\t".join((verdict, visible(subject), visible(text))))
         return
-    write(f"{styled(verdict.ljust(4), _WORD_OF_KIND[verdict], sys.stdout)}  {visible(subject).ljust(20)}  {visible(text)}")
+    write(f"{styled(verdict.ljust(4), _WORD_OF_KIND[verdict], sys.stdout)}  {visible(subject).ljust(width)}  {visible(text)}")
 
 
 def plain(cell: Cell) -> str:

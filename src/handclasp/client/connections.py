@@ -102,6 +102,7 @@ class Connections:
                 raise TimeoutError("the answer did not end")
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # read1 does not notice the end by itself, and the connection would count as busy
         return b"".join(chunks)
 
     def _take(self, context: ssl.SSLContext) -> http.client.HTTPSConnection:

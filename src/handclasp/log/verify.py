@@ -19,7 +19,7 @@ from handclasp.log.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoi
 from handclasp.log.merkle import EMPTY_ROOT, CompactTree, root_of
 from handclasp.log.notes import VerifierKey
 from handclasp.log.proofs import Proven, verify_proof
-from handclasp.log.tiles import CHECKPOINT, COSIGNED, ENTRIES, WIDTH, TileStorage, split_tile, tile_width
+from handclasp.log.tiles import CHECKPOINT, COSIGNED, ENTRIES, WIDTH, TileStorage, split_tile, tile_path, tile_width
 
 __all__ = ["Problem", "Proven", "Report", "verify_directory", "verify_proof"]
 
@@ -148,6 +148,7 @@ class _Walk:
             if progress is not None and index % WIDTH == 0:
                 progress(index * WIDTH, self._size)
         self._judge()
+        self._check_superseded()
         self._report.problems.sort(key=lambda problem: -1 if problem.first is None else problem.first)
         del self._report.problems[MAX_PROBLEMS:]
 
@@ -232,18 +233,37 @@ class _Walk:
         return None
 
     def _read_bundle(self, index: int, width: int) -> list[bytes] | None:
-        """Return the hashes of a bundle's entries, at most ``width``; a rest that is no whole entry counts as one, so that it is named."""
         try:
             data = self._storage.read_raw(ENTRIES, index, width)
         except HandclaspError:
             return None
-        hashes: list[bytes] = []
-        at, size = 0, len(data)
-        while at < size and len(hashes) < width:
-            end = at + 2 + (data[at] << 8) + data[at + 1] if at + 2 <= size else size + 1
-            hashes.append(sha256(b"\x00" + data[at + 2 : end]).digest() if end <= size else b"")
-            at = end
-        return [*hashes, b""] if width == WIDTH and at < size else hashes
+        return _entry_hashes(data, width)
+
+    def _check_superseded(self) -> None:
+        """Compare the partial files of earlier steps, which are served until the full one is there, with the newest of their tile."""
+        for row in (ENTRIES, *range((self._size.bit_length() + 7) // 8)):
+            level = 0 if row == ENTRIES else int(row)
+            index, width = self._size >> 8 * (level + 1), (self._size >> 8 * level) % WIDTH
+            if not width:
+                continue
+            newest = self._hashes(row, index, width)
+            directory = (self._storage.directory / tile_path(row, index, width)).parent
+            older = sorted(int(file.name) for file in directory.glob("*") if file.name.isdecimal()) if newest is not None else []
+            for count in older:
+                if newest is not None and 0 < count < width and (found := self._hashes(row, index, count)) != newest[:count]:
+                    at = name_differences(found or [], newest[:count])[0][0]
+                    first = (index * WIDTH + at) << 8 * level
+                    last = first + (1 << 8 * level) - 1
+                    if not self._overlaps(first, last):  # else it is the newest one that is wrong, or was written anew
+                        self._problem(first, last, "a superseded partial file holds something else in its place", intact=True)
+
+    def _hashes(self, row: int | str, index: int, width: int) -> list[bytes] | None:
+        if row == ENTRIES:
+            return self._read_bundle(index, width)
+        try:
+            return split_tile(self._storage.read_tile(int(row), index, width))
+        except HandclaspError:
+            return None
 
     # --- the judgement ---
 
@@ -256,15 +276,15 @@ class _Walk:
         if self._bad is None:
             return
         first, last = self._bad
-        named = any(
-            p.first is not None and p.last is not None and p.first <= last and p.last >= first
-            for p in self._report.problems
-            if not p.intact
-        )
-        if not named:
+        if not self._overlaps(first, last, intact=False):
             self._problem(
                 first, last, f"one of them is not what was signed: the log was written anew since its checkpoint of {last + 1} entries"
             )
+
+    def _overlaps(self, first: int, last: int, *, intact: bool = True) -> bool:
+        """Whether a problem in this range is known already; without ``intact``, one in which the entries themselves are wrong."""
+        known = [problem for problem in self._report.problems if intact or not problem.intact]
+        return any(p.first is not None and p.last is not None and p.first <= last and p.last >= first for p in known)
 
     def _problem(self, first: int, last: int, detail: str, *, intact: bool = False) -> None:
         problems = self._report.problems
@@ -272,6 +292,17 @@ class _Walk:
             problems[-1] = Problem(problems[-1].first, last, detail, intact)
         elif len(problems) < 10 * MAX_PROBLEMS:
             problems.append(Problem(first, last, detail, intact))
+
+
+def _entry_hashes(data: bytes, width: int) -> list[bytes]:
+    """Return the hashes of a bundle's entries, at most ``width``; a rest that is no whole entry counts as one, so that it is named."""
+    hashes: list[bytes] = []
+    at, size = 0, len(data)
+    while at < size and len(hashes) < width:
+        end = at + 2 + (data[at] << 8) + data[at + 1] if at + 2 <= size else size + 1
+        hashes.append(sha256(b"\x00" + data[at + 2 : end]).digest() if end <= size else b"")
+        at = end
+    return [*hashes, b""] if width == WIDTH and at < size else hashes
 
 
 def name_differences(actual: Sequence[bytes], expected: Sequence[bytes]) -> list[tuple[int, int, str]]:

@@ -72,8 +72,9 @@ class SwappableTls:
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = self._minimum
-        # The outer context's verify mode counts for every connection, so both must have it.
+        # Verify mode and flags of the outer context count for every connection, so both contexts must have them; the anchors are the inner's.
         context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         # A resumed session is not verified again: with tickets, a certificate whose authority was removed would still be let in.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION

@@ -1,0 +1,78 @@
+"""A server to measure: started on free loopback ports with temporary data, pinned to a core, ended afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """A ``handclasp`` server process (or several) with its own data directory."""
+
+    def __init__(self, *, workers: int = 1, database: str = "", core: int | None = None) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="handclasp-bench-")
+        data = Path(self.directory.name)
+        ready = data / "ready.json"
+        arguments = [sys.executable, "-m", "handclasp", "up", "--data", str(data / "data"), "--trust-domain", "example.org"]
+        arguments += ["--https", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ready-file", str(ready), "--name", "127.0.0.1"]
+        arguments += ["--rate-principal", "1000000", "--log-level", "warning"]
+        if database:
+            arguments += ["--database", database, "--workers", str(workers)]
+        pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
+        self.log = (data / "server.log").open("w+")
+        self.process = subprocess.Popen(arguments, stderr=self.log, preexec_fn=pin)
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.log.seek(0)
+                raise RuntimeError(f"the server did not start:\n{self.log.read()}")
+            time.sleep(0.02)
+        facts = json.loads(ready.read_text())
+        self.url: str = facts["https"]
+        self.host, port = self.url.removeprefix("https://").split(":")
+        self.port = int(port)
+        self.ca_file: str = facts["ca_file"]
+        self.admin_token = Path(facts["admin_token_file"]).read_text().strip()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        self.directory.cleanup()
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far, of the process and its workers."""
+        return sum(_cpu(pid) for pid in [self.process.pid, *_children(self.process.pid)])
+
+    def token(self, **fields: Any) -> str:
+        """Create a token."""
+        from handclasp.client.api import ApiClient
+        from handclasp.wire import TokenCreated, TokenRequest
+
+        with ApiClient(self.url, ca=self.ca_file, token=self.admin_token) as client:
+            return client.call("POST", "/v1/tokens", body=TokenRequest(**fields), response=TokenCreated).token
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

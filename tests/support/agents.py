@@ -1,0 +1,60 @@
+"""An enrolled agent with a configuration, run in a thread or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from handclasp.agent import enroll
+from handclasp.agent.config import load_config
+from handclasp.agent.loop import Agent
+from handclasp.agent.state import StateDirectory
+from handclasp.client.settings import ClientSettings
+from support.fake_server import DOMAIN, FakeServer
+
+WEB = f"spiffe://{DOMAIN}/prod/web"
+PROGRAM = "import sys; from handclasp.agent import run; run(sys.argv[1], sys.argv[2])"
+
+
+def prepare(server: FakeServer, root: Path, targets: str = "", *, more: str = "", identity: str = WEB, poll: str = "1s") -> Path:
+    """Enrol an agent in ``root/state`` and write ``root/agent.yaml``; return the configuration's path."""
+    enroll(ClientSettings(server.url, server.root_fingerprint), server.token(), root / "state", "host1", {"zone": "a"})
+    return configure(root, targets, more=more, identity=identity, poll=poll)
+
+
+def configure(root: Path, targets: str = "", *, more: str = "", identity: str = WEB, poll: str = "1s") -> Path:
+    """Write ``root/agent.yaml`` for one identity; ``targets`` is the YAML list of its targets."""
+    config = root / "agent.yaml"
+    text = f"version: 1\npoll: {poll}\nidentities:\n  - identity: {identity}\n    dns: [localhost]\n"
+    config.write_text(text + (f"    targets: {targets}\n" if targets else "") + more)
+    return config
+
+
+@contextmanager
+def running(config: Path) -> Iterator[Agent]:
+    """Run an agent in a thread."""
+    stop = threading.Event()
+    agent = Agent(load_config(config), StateDirectory(config.parent / "state"), stop=stop)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        yield agent
+    finally:
+        stop.set()
+        thread.join()
+
+
+def start_process(config: Path, fault: str = "") -> subprocess.Popen[bytes]:
+    """Run an agent as a process, with a fault point armed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HANDCLASP_FAULT": fault}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(config), str(config.parent / "state")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
