@@ -13,6 +13,7 @@ from handclasp.access.authorize import Allowed, Refused, authorize, check_scope
 from handclasp.access.grants import ACTIONS, Grant
 from handclasp.access.patterns import DnsPatterns, IdentityPatterns
 from handclasp.access.policy import EMPTY, DenyRule, Policy, parse_policy
+from handclasp.access.principals import ServerPrincipal
 from handclasp.errors import Kind
 from handclasp.pki.names import Names
 from support.access import NOW, WEB, certificate, circumstances, make_grant, oidc, plan, token
@@ -121,6 +122,12 @@ def test_only_a_token_without_a_grant_of_its_own_is_looked_up_in_the_policy() ->
     )
 
 
+def test_an_enrolment_token_without_names_enrols_and_is_not_looked_up_in_the_policy() -> None:
+    enrol = token(Grant("token:a", agent=True), name="bare", agent=True)
+    check(authorize(enrol, plan("spiffe://td/agent/a", profile="agent"), circumstances(), POLICY), "token:a")
+    check(authorize(enrol, plan(), circumstances(), POLICY), "profile_not_allowed")
+
+
 def test_a_token_without_a_grant_keeps_its_own_limits() -> None:
     short = token(Grant("token:a", max_ttl=60.0), name="bare")
     check(authorize(short, plan(), circumstances(), POLICY), "lifetime_not_allowed")
@@ -173,6 +180,7 @@ def test_an_agent_obtains_what_its_enrolment_allows() -> None:
     # An agent makes no agents, and revokes nothing by its enrolment.
     check(authorize(agent, plan("spiffe://td/agent/host-2", profile="agent"), circumstances(origin=ENROL), EMPTY), "not_allowed")
     check(authorize(agent, asked, circumstances("revoke", origin=ENROL), EMPTY), "not_allowed")
+    check(authorize(agent, asked, circumstances("revoke", origin=dataclasses.replace(ENROL, actions=ACTIONS)), EMPTY), "not_allowed")
     check(authorize(agent, plan(AGENT, profile="agent"), circumstances("renew", origin=ENROL), EMPTY), "token:a")
 
 
@@ -269,6 +277,27 @@ def test_a_renewal_by_policy_and_after_the_claims_are_gone() -> None:
     origin = POLICY.grant_named("policy:ci")
     check(renew(job, plan("spiffe://td/ci/build"), origin, POLICY), "policy:ci")
     check(renew(job, plan("spiffe://td/ci/other"), origin, POLICY), "name_not_allowed")
+
+
+def test_the_server_has_its_own_names_and_nothing_else() -> None:
+    server = ServerPrincipal("td", dns=("ca.example.org",), ip=("10.0.0.1",))
+    own = plan(None, profile="server", dns=("ca.example.org",), ip=("10.0.0.1",))
+    check(authorize(server, own, circumstances(), EMPTY), "server")
+    for asked in (plan(), plan(None, profile="client", dns=("ca.example.org",)), plan(None, profile="server", email=("a@example.org",))):
+        check(authorize(server, asked, circumstances(), POLICY), "not_allowed")
+    for extra in ({"dns": ("web.example.org",)}, {"ip": ("10.0.0.2",)}, {"dns": ("*.example.org",)}):
+        check(authorize(server, plan(None, profile="server", **extra), circumstances(), POLICY), "name_not_allowed")
+    check(authorize(server, own, circumstances("revoke"), POLICY), "not_allowed")
+    denied = Policy(deny=(DenyRule("no", IdentityPatterns(), DnsPatterns(["ca.example.org"])),))
+    check(authorize(server, own, circumstances(), denied), "name_not_allowed")
+    assert isinstance(check_scope(server, "log:read"), Refused)
+
+
+def test_a_grant_that_leaves_no_choice_names_the_names() -> None:
+    assert make_grant(dns=["web.example.org", "*.example.org"]).only_names() == Names(WEB, dns=("web.example.org",))
+    assert make_grant(identities=["spiffe://td/*"]).only_names() is None
+    assert make_grant(identities=[WEB, "spiffe://td/a"]).only_names() is None
+    assert BARE.only_names() is None
 
 
 # Regression, CVE-2026-30836: an authorization switch without a case for one kind of request let it pass.

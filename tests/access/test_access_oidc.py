@@ -243,6 +243,11 @@ def test_a_key_id_is_compared_and_nothing_else(kid: str) -> None:
     assert set(world.fetched) <= {METADATA, JWKS}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_weak_key_is_refused_by_our_own_rule_and_not_by_a_warning() -> None:
+    World().refuses(make(WEAK_KEY, "RS256", "weak"), says="no such key")
+
+
 def test_a_token_is_not_larger_than_its_limit() -> None:
     World().verify(make(extra="a" * 9000))
     World().refuses(make(extra="a" * MAX_TOKEN), Kind.TOO_LARGE)

@@ -114,6 +114,7 @@ def test_a_denied_host_is_found_under_a_wildcard_name() -> None:
 def test_addresses_and_mailboxes() -> None:
     assert Networks(["10.0.0.0/8"]).covers("10.1.2.3")
     assert not Networks(["10.0.0.0/8"]).covers("11.0.0.1")
+    assert not Networks(["10.0.0.0/24"]).covers("10.0.1.0")
     assert not Networks(["10.0.0.0/8"]).covers("::ffff:10.0.0.1")
     assert Networks(["10.0.0.0/8"]).covers_source("::ffff:10.0.0.1")
     assert not Networks(["0.0.0.0/0"]).covers("::1")

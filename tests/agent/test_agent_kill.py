@@ -41,7 +41,9 @@ def test_killed_at(tmp_path: Path, point: str) -> None:
         with start_process(config, f"{point}:kill") as killed:
             assert killed.wait(30) == -signal.SIGKILL
         check_whole(tmp_path)
+        reports = len(server.reports)
         with start_process(config) as process:
+            eventually(lambda: len(server.reports) > reports)
             eventually(lambda: (tmp_path / "tls" / "current" / "key.pem").exists())
             eventually(
                 lambda: (

@@ -91,9 +91,21 @@ def test_a_list_follows_the_pages_up_to_its_limit(limit: int, api: FakeApi, run)
     assert (answer.next_cursor is not None) == (wanted < 1200) == ("there are more" in result.stderr)
 
 
-def test_a_page_without_items_ends_a_list_whatever_its_cursor_says(api: FakeApi, run) -> None:
+def test_a_cursor_that_does_not_move_ends_a_list(api: FakeApi, run) -> None:
     api.on("GET", "/v1/identities", wire.IdentityList(items=[], next_cursor="again"))
     assert run("identity", "list", "--limit", "0").exit_code == 0
+    assert len(api.asked) == 2
+
+
+def test_an_empty_page_with_a_cursor_is_not_the_end(api: FakeApi, run) -> None:
+    entry = wire.LogEntry(index=0, leaf_hash="", entry={"type": "token.created"})
+
+    def answer(_body: object, params: dict[str, str]) -> wire.LogEntryList:
+        left = int(params.get("cursor", "5"))
+        return wire.LogEntryList(items=[] if left else [entry], next_cursor=str(left - 1) if left else None)
+
+    api.on("GET", "/v1/log/entries", answer)
+    assert run("audit", "list", "--type", "token.created").stdout.startswith("0\t")
 
 
 def test_ctrl_c_is_quiet_and_130(api: FakeApi, run) -> None:

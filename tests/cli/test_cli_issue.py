@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from handclasp import wire
 from handclasp.client.csr import new_request
+from support.credential_files import belong_together, mode
 from support.fake_server import DOMAIN, FakeServer
 
 WEB = f"spiffe://{DOMAIN}/prod/web"
@@ -27,15 +27,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServ
         monkeypatch.setenv("HANDCLASP_TOKEN", running.token(uses=5))
         yield running
         running.assert_content()
-
-
-def belong_together(key: Path, cert: Path) -> bool:
-    private = serialization.load_pem_private_key(key.read_bytes(), None)
-    return private.public_key() == x509.load_pem_x509_certificate(cert.read_bytes()).public_key()
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_a_key_a_certificate_with_its_chain_and_a_bundle(server: FakeServer, run, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from handclasp.cli import credentials, terminal
 from handclasp.cli.credentials import CredentialFiles
 from handclasp.faults import POINTS
+from support.credential_files import belong_together, mode
 from support.fake_server import DOMAIN, FakeServer
-from test_cli_issue import belong_together, mode
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 WEB = f"spiffe://{DOMAIN}/prod/web"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import click
@@ -105,7 +106,10 @@ def test_help_imports_nothing_heavy(words: str) -> None:
 
 
 def test_a_piped_list_does_not_import_rich_and_a_drawn_one_does() -> None:
-    code = "import sys\nfrom handclasp.cli import terminal\n{}\nterminal.write_table(['a'], [['b']])\nprint('rich.table' in sys.modules, file=sys.stderr)"
+    code = (
+        "import sys\nfrom handclasp.cli import terminal\n{}\nterminal.write_table(['a'], [['b']])\n"
+        "print('rich.table' in sys.modules, file=sys.stderr)"
+    )
     assert python(code.format("")).stderr.strip() == "False"
     assert python(code.format("terminal.is_terminal = lambda stream: True")).stderr.strip() == "True"
 
@@ -122,7 +126,6 @@ def test_every_setting_of_the_server_is_an_option(name: str) -> None:
 
 
 def test_a_setting_reaches_the_server_as_it_was_given(monkeypatch: pytest.MonkeyPatch, run) -> None:
-    import types
 
     seen = []
     module = types.ModuleType("handclasp.server.run")
@@ -148,7 +151,6 @@ def test_a_bad_setting_is_refused_before_anything_starts(run) -> None:
 
 
 def test_a_server_command_that_is_a_coroutine_is_run_to_its_end(monkeypatch: pytest.MonkeyPatch, run) -> None:
-    import types
 
     async def serve(_settings: object) -> int:
         return 1
@@ -240,3 +242,12 @@ def test_groups_hold_their_names_without_importing() -> None:
     assert isinstance(handclasp, LazyGroup)
     result = python("import sys; import handclasp.cli.main; print([n for n in sys.modules if n.startswith('handclasp.cli')])")
     assert "tokens" not in result.stdout
+
+
+def test_init_says_what_it_made_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    module = types.ModuleType("handclasp.server.run")
+    module.init = lambda settings: {"made": True, "data": str(settings.data)}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "handclasp.server.run", module)
+    result = run("init", "--data", "/srv/x")
+    assert (result.stdout, result.stderr) == ("made\tyes\ndata\t/srv/x\n", "start it with: handclasp serve --data /srv/x\n")
+    assert run("init", "--data", "/srv/x", "--json").stdout == '{"made": true, "data": "/srv/x"}\n'

@@ -39,14 +39,16 @@ def configure(root: Path, targets: str = "", *, more: str = "", identity: str = 
 def running(config: Path) -> Iterator[Agent]:
     """Run an agent in a thread."""
     stop = threading.Event()
-    agent = Agent(load_config(config), StateDirectory(config.parent / "state"), stop=stop)
-    thread = threading.Thread(target=agent.run)
-    thread.start()
-    try:
-        yield agent
-    finally:
-        stop.set()
-        thread.join()
+    state = StateDirectory(config.parent / "state")
+    with state.lease():
+        agent = Agent(load_config(config), state, stop=stop)
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        try:
+            yield agent
+        finally:
+            stop.set()
+            thread.join()
 
 
 def start_process(config: Path, fault: str = "") -> subprocess.Popen[bytes]:

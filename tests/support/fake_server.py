@@ -175,6 +175,7 @@ class FakeServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 30
+            disable_nagle_algorithm = True  # head and body go in two writes, and 40 ms would pass in between
 
             def setup(self) -> None:
                 self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)

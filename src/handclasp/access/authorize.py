@@ -84,6 +84,8 @@ class Refused:
 
     kind: Kind
     reason: str
+    longest: float | None = None
+    """The lifetime in seconds that would have been allowed, where only the lifetime was too long."""
 
 
 _Step = tuple[int, Refused]
@@ -279,18 +281,24 @@ def _by_grant(
     missing = grant.uncovered_by_enrolment(plan.names) if for_agent else grant.uncovered(plan.names, claims)
     if missing is not None:
         return 2, Refused(Kind.NAME_NOT_ALLOWED, f"{grant.name} does not cover {missing}")
-    return _within_limits(grant, plan, circumstances, profiles=False)
+    return _within_limits(grant, plan, circumstances, profiles=False, lifetime=not for_agent)
 
 
-def _within_limits(grant: Grant, plan: Planned, circumstances: Circumstances, *, profiles: bool = True) -> _Step | None:
-    """Check what a grant limits besides names."""
+def _within_limits(
+    grant: Grant, plan: Planned, circumstances: Circumstances, *, profiles: bool = True, lifetime: bool = True
+) -> _Step | None:
+    """Check what a grant limits besides names.
+
+    The limit of an enrolment token is for what its agents obtain. An agent's own certificate lives as its profile says: it has to outlive
+    an outage of the server, in which those that it looks after may end.
+    """
     if profiles and grant.profiles and plan.profile.name not in grant.profiles:
         return 1, Refused(Kind.PROFILE_NOT_ALLOWED, f"{grant.name} does not allow the profile {plan.profile.name}")
-    lasts = plan.not_after - circumstances.now  # of the final dates, not of what was asked for
-    if grant.max_ttl is not None and circumstances.action != "revoke" and lasts > grant.max_ttl * 1000:
-        return 3, Refused(Kind.LIFETIME_NOT_ALLOWED, f"{grant.name} allows {grant.max_ttl:g} seconds at most")
     if grant.sources:
         source = circumstances.source
         if source is None or not grant.sources.covers_source(source):
-            return 4, Refused(Kind.NOT_ALLOWED, f"{grant.name} does not allow this from {source or 'an unknown address'}")
+            return 3, Refused(Kind.NOT_ALLOWED, f"{grant.name} does not allow this from {source or 'an unknown address'}")
+    lasts = plan.not_after - circumstances.now  # of the final dates, not of what was asked for
+    if lifetime and grant.max_ttl is not None and circumstances.action != "revoke" and lasts > grant.max_ttl * 1000:
+        return 4, Refused(Kind.LIFETIME_NOT_ALLOWED, f"{grant.name} allows {grant.max_ttl:g} seconds at most", grant.max_ttl)
     return None

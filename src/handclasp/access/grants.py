@@ -84,9 +84,9 @@ class Grant:
         return bool(self.identities or self.dns or self.ip or self.email)
 
     def only_names(self) -> Names | None:
-        """Return the names of the one identity that this grant speaks of, so that who has it need not name them; None when there is a choice.
+        """Return the names of the one identity that this grant speaks of, so that who has it need not name them.
 
-        Patterns with ``*`` are a choice; among DNS names and addresses they are left out.
+        None when there is a choice. Patterns with ``*`` are a choice; among DNS names and addresses they are left out.
         """
         spiffe = [text for text in self.identities.texts if "*" not in text and "{" not in text]
         if len(spiffe) != len(self.identities.texts) or len(spiffe) > 1:
@@ -111,7 +111,8 @@ class Grant:
         return None
 
     def uncovered_by_enrolment(self, names: Names) -> str | None:
-        """As :meth:`uncovered`, for an agent's own certificate: any ``spiffe://TD/agent/NAME`` in a trust domain that the grant names.
+        """As :meth:`uncovered`, for an agent's own certificate: any ``spiffe://TD/agent/NAME`` in a trust domain that the grant
+        names.
 
         A grant that lists agents' identities gives these and no others.
         """

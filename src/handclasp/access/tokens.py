@@ -226,13 +226,26 @@ class Tokens:
 
         That a token is spent or has expired ends what can be obtained with it, not the renewal of what was obtained.
         """
+        known = await self._known(name)
+        return None if known is None else known.principal.grant
+
+    async def labels_of(self, name: str) -> Mapping[str, str]:
+        """Return the labels of the agents that the grant ``token:ID`` enrols; none when the token is not there or was revoked.
+
+        An agent's labels are those of the token that its own certificate's line began with: enrolling the same name by another token
+        must not add to what an earlier certificate may do.
+        """
+        known = await self._known(name)
+        return {} if known is None or not known.principal.agent else known.principal.labels
+
+    async def _known(self, name: str) -> _Known | None:
         kind, _, token_id = name.partition(":")
         if kind != "token" or _ID.fullmatch(token_id) is None:
             return None
         known = self._cache.get(token_id)
         if known is None or known.generation != self._store.generation:
             known = await self._load(token_id)
-        return None if known is None or known.revoked else known.principal.grant
+        return None if known is None or known.revoked else known
 
     async def create(self, request: wire.TokenRequest, by: Principal | str) -> wire.TokenCreated:
         """Make a token; durable and logged on return. Only the answer ever holds its secret. Raises as :func:`new_token`."""

@@ -64,8 +64,9 @@ class Keeper:
         self._tag = ""
         # Asking begins at a random point of the interval: agents that start together must not ask together.
         self._next_ask = around.clock() + int(around.poll * 1000 * around.random())
-        self._content: Content | None = None
-        self._content_of: tuple[object, ...] = ()
+        # Digests and not contents: an agent may have five hundred identities, and 45 MB.
+        self._digests: dict[str, str] = {}
+        self._digests_of: tuple[object, ...] = ()
         self.state.targets = self._targets()
         self.told = self._tell(self.view(), around.clock())
         """What the server is told about this identity; replaced whole, so any thread may read it."""
@@ -117,27 +118,37 @@ class Keeper:
 
     def _target_view(self, name: str) -> TargetView:
         state = self._targets()[name]
-        content = self._current_content()
-        place = next(target.place for target in self.managed.targets if target.name == name)
-        wanted = content.digest(place) if content is not None else ""
-        return TargetView(name, wanted, state.content, state.failures, state.next_attempt)
+        return TargetView(name, self._wanted().get(name, ""), state.content, state.failures, state.next_attempt)
 
-    def _current_content(self) -> Content | None:
-        """What targets should hold now; None while there is no certificate, or its files cannot be read."""
+    def _wanted(self) -> dict[str, str]:
+        """Digests of what the targets should hold now; none while there is nothing to deliver."""
         if self.obtained is None:
-            return None
-        bundle, crl = self.around.anchors.bundle(self.trust_domain), self.around.anchors.crl(self.trust_domain) if self.wants_crl else b""
+            return {}
+        bundle, crl = self._anchors()
+        of = (self.obtained.sha256, bundle, crl)
+        if of != self._digests_of:
+            content = self._content() if self.managed.targets else None
+            if self.managed.targets and content is None:
+                return {}
+            self._digests = {target.name: content.digest(target.place) for target in self.managed.targets if content is not None}
+            self._digests_of = of
+        return self._digests
+
+    def _anchors(self) -> tuple[bytes, bytes]:
+        anchors = self.around.anchors
+        return anchors.bundle(self.trust_domain), anchors.crl(self.trust_domain) if self.wants_crl else b""
+
+    def _content(self) -> Content | None:
+        """What targets should hold now; None while its files cannot be read."""
+        assert self.obtained is not None
+        bundle, crl = self._anchors()
         if self.wants_crl and not crl:
             return None  # a service told to read CRLs would refuse to start without them
-        of = (self.obtained.sha256, bundle, crl)
-        if of != self._content_of:
-            try:
-                key, certificate, chain = (self.store.file(name) for name in ("key.pem", "leaf.pem", "chain.pem"))
-                own = self.store.file("bundle.pem")
-            except OSError:
-                return None
-            self._content, self._content_of = Content(self.obtained.sha256, key, certificate, chain, bundle or own, crl), of
-        return self._content
+        try:
+            key, certificate, chain, own = (self.store.file(name) for name in ("key.pem", "leaf.pem", "chain.pem", "bundle.pem"))
+        except OSError:
+            return None
+        return Content(self.obtained.sha256, key, certificate, chain, bundle or own, crl)
 
     # --- what is done -----------------------------------------------------------------------------------------------------------------
 
@@ -216,8 +227,9 @@ class Keeper:
 
     def _deliver(self, action: Deliver) -> None:
         target = next(target for target in self.managed.targets if target.name == action.target)
-        content, state = self._current_content(), self._targets()[action.target]
-        assert content is not None
+        content, state = self._content(), self._targets()[action.target]
+        if content is None:
+            raise HandclaspError(Kind.UNAVAILABLE, f"the certificate cannot be read back from {self.store.home}")
         generation = deliver(target, content, state.generation, identity=self.managed.name, wait=self.around.wait)
         state.content, state.generation, state.certificate = content.digest(target.place), generation, content.sha256
         state.failures, state.next_attempt, state.last_failure = 0, 0, ""

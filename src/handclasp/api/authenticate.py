@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from handclasp.access.grants import AGENT_PROFILE
 from handclasp.access.principals import CertificatePrincipal, Principal
 from handclasp.api.services import Services
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import make_names
 
 _CERTIFICATE = (
-    "SELECT i.name, c.names, c.profile, c.line, c.generation, c.granted_by, c.revoked_at, c.not_after, a.labels FROM certificate c"
-    " JOIN identity i ON i.id = c.identity_id LEFT JOIN agent a ON a.identity_id = c.identity_id WHERE c.sha256 = ?"
+    "SELECT i.name, c.names, c.profile, c.line, c.generation, c.granted_by, c.revoked_at, c.not_after FROM certificate c"
+    " JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
 
 
@@ -48,7 +49,7 @@ async def _certificate(services: Services, sha256: bytes) -> CertificatePrincipa
     row = await services.store.point(_CERTIFICATE, (sha256,))
     if row is None:
         raise HandclaspError(Kind.NOT_AUTHENTICATED, "this client certificate was not issued by this server")
-    identity, names, profile, line, generation, granted_by, revoked_at, not_after, labels = row
+    identity, names, profile, line, generation, granted_by, revoked_at, not_after = row
     if revoked_at is not None:
         raise HandclaspError(Kind.REVOKED, "this client certificate is revoked", hint="ask for a new token")
     if not_after <= services.clock():
@@ -63,6 +64,6 @@ async def _certificate(services: Services, sha256: bytes) -> CertificatePrincipa
         line=bytes(line),
         generation=generation,
         granted_by=granted_by,
-        labels=json.loads(labels) if labels else {},
-        is_agent=profile == "agent",
+        labels=await services.tokens.labels_of(granted_by) if profile == AGENT_PROFILE else {},
+        is_agent=profile == AGENT_PROFILE,
     )

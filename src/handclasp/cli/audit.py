@@ -34,13 +34,13 @@ audit.add_command(witness)
     "handclasp audit list --subject identity:spiffe://example.org/prod/web",
 )
 @click.option("--type", "type_", metavar="TYPE", help="Only entries of this type, such as certificate.issued.")
-@click.option("--subject", metavar="SUBJECT", help="Only entries about this: a certificate's SHA-256, token:ID, identity:NAME, agent:NAME.")
+@click.option("--subject", metavar="SUBJECT", help="Only entries about this: certificate:SHA256, token:ID, identity:NAME, agent:NAME.")
 @click.option("--since", metavar="TIME", help="Only entries from then on: RFC 3339, or a duration ago such as 1h.")
 @click.option("--until", metavar="TIME", help="Only entries up to then.")
 @limit_option
 @pass_state
 def list_(state: State, type_: str | None, subject: str | None, since: str | None, until: str | None, limit: int) -> None:
-    """List entries in the order of the log."""
+    """List entries, newest first."""
     from handclasp.wire import LogEntryList
 
     filters = {"type": type_, "subject": subject, "since": _moment(since), "until": _moment(until)}

@@ -68,8 +68,7 @@ def copy_log(api: Api, directory: Path) -> Checkpoint:
                 files[path] = api.raw(f"/log/{path}")
                 progress.advance()
             storage.write(files)
-    if old is not None:
-        _check_same_history(storage, old, new)
+    _check_same_history(storage, old, new)
     storage.write({CHECKPOINT: note})
     storage.remove_partials(path for path in paths_of(new.size) if not path.split("/")[-2].endswith(".p"))
     return new
@@ -101,11 +100,19 @@ def _check_not_shorter(old: Checkpoint, new: Checkpoint) -> None:
         )
 
 
-def _check_same_history(storage: TileStorage, old: Checkpoint, new: Checkpoint) -> None:
+def _check_same_history(storage: TileStorage, old: Checkpoint | None, new: Checkpoint) -> None:
+    """Refuse a log whose files, those kept from the last copy among them, do not lead to its checkpoint and to the copy's."""
     from handclasp.errors import HandclaspError, Kind
     from handclasp.log.tiles import HashReader
 
-    if old.size and HashReader(storage, new.size).root(old.size) != old.root:
+    reader = HashReader(storage, new.size)
+    if new.size and reader.root() != new.root:
+        raise HandclaspError(
+            Kind.TAMPERED,
+            f"the files of the copy and those of the server do not make up the log of {new.size} entries that the server shows",
+            hint="handclasp audit verify on the copy tells whether it was damaged; if not, the server's log was rewritten",
+        )
+    if old is not None and old.size and reader.root(old.size) != old.root:
         raise HandclaspError(
             Kind.TAMPERED,
             f"the first {old.size} entries of the server's log are not those of the copy",

@@ -160,17 +160,17 @@ def _csr_text(data: bytes, source: str) -> str:
 
 
 @cert.command(
-    "list", client=True, example="handclasp cert list --identity spiffe://example.org/prod/web\nhandclasp cert list --state active --json"
+    "list", client=True, example="handclasp cert list --identity spiffe://example.org/prod/web\nhandclasp cert list --state valid --json"
 )
 @click.option("--identity", help="Only certificates of this identity.")
-@click.option("--state", "cert_state", metavar="STATE", help="Only active, superseded, expired or revoked ones.")
+@click.option("--state", "cert_state", metavar="STATE", help="Only valid, superseded, expired or revoked ones.")
 @click.option("--profile", help="Only certificates of this profile.")
 @click.option("--authority", help="Only certificates of this authority.")
 @click.option("--serial", help="Only the certificate with this serial number (hex).")
 @limit_option
 @pass_state
 def list_(state: State, cert_state: str | None, limit: int, **filters: Any) -> None:
-    """List certificates, newest first."""
+    """List certificates, those that end last first."""
     from handclasp.wire import CertificateList
 
     found = state.api().pages("/v1/certificates", CertificateList, limit, state=cert_state, **filters)

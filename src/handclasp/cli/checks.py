@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 
 from cryptography import x509
 
-from handclasp.cli.command import State
 from handclasp.cli import connection, terminal
+from handclasp.cli.command import State
 from handclasp.cli.connection import Api
 from handclasp.clock import from_datetime, parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
@@ -203,51 +203,54 @@ def _authorities(api: Api, _settings: Any) -> Iterator[Finding]:
     from handclasp.cli.pem import load_certificates
     from handclasp.client.first_contact import Bundles
 
-    roots = 0
+    roots, troubled = 0, False
     for item in api.get("/v1/bundles", Bundles).items:
         for certificate in load_certificates(item.pem.encode(), f"the bundle of {item.trust_domain}"):
             roots += 1
             left = (_at(certificate.not_valid_after_utc) - terminal.clock()) / 1000
             if left < ENDING:
-                words = (
-                    f"a root of {item.trust_domain} ends in {terminal.span(left)}"
-                    if left > 0
-                    else f"a root of {item.trust_domain} has ended"
-                )
+                troubled = True
+                words = f"a root of {item.trust_domain} " + (f"ends in {terminal.span(left)}" if left > 0 else "has ended")
                 yield Finding("authorities", "warn" if left > 0 else "fail", words, "make the next one: handclasp ca root create")
-    yield Finding(
-        "authorities", "ok" if roots else "fail", f"{roots} root{'' if roots == 1 else 's'} published", "" if roots else "handclasp init"
-    )
+    if not roots:
+        yield Finding("authorities", "fail", "no root is published", "make one: handclasp init")
+    elif not troubled:
+        yield Finding("authorities", "ok", f"{roots} root{'' if roots == 1 else 's'} published")
 
 
 def _crls(api: Api, _settings: Any) -> Iterator[Finding]:
     from handclasp.cli.pem import blocks
     from handclasp.client.first_contact import Bundles
 
-    count, now = 0, terminal.clock()
+    count, troubled = 0, False
     for item in api.get("/v1/bundles", Bundles).items:
         for label, text in blocks(api.raw(f"/v1/crls/{quote(item.trust_domain, safe='')}.pem")):
-            if label != "X509 CRL":
-                continue
-            try:
-                crl = x509.load_pem_x509_crl(text)
-                begins, ends = _at(crl.last_update_utc), _at(crl.next_update_utc) if crl.next_update_utc else None
-            except ValueError:
-                yield Finding("crl", "fail", f"a revocation list of {item.trust_domain} cannot be read")
-                continue
-            count += 1
-            if ends is not None and ends < now:
-                yield Finding(
-                    "crl",
-                    "fail",
-                    f"a revocation list of {item.trust_domain} ended {terminal.span((now - ends) / 1000)} ago",
-                    _crl_hint(crl),
-                )
-            elif ends is not None and ends - now < (ends - begins) / 4:
-                yield Finding(
-                    "crl", "warn", f"a revocation list of {item.trust_domain} ends in {terminal.span((ends - now) / 1000)}", _crl_hint(crl)
-                )
-    yield Finding("crl", "ok" if count else "warn", f"{count} revocation list{'' if count == 1 else 's'} published")
+            if label == "X509 CRL":
+                count += 1
+                finding = _crl(item.trust_domain, text)
+                if finding is not None:
+                    troubled = True
+                    yield finding
+    if not count:
+        yield Finding("crl", "warn", "no revocation list is published")
+    elif not troubled:
+        yield Finding("crl", "ok", f"{count} revocation list{'' if count == 1 else 's'} published")
+
+
+def _crl(trust_domain: str, text: bytes) -> Finding | None:
+    """Return what is wrong with one revocation list."""
+    now = terminal.clock()
+    try:
+        crl = x509.load_pem_x509_crl(text)
+        begins, ends = _at(crl.last_update_utc), _at(crl.next_update_utc) if crl.next_update_utc else None
+        hint = _crl_hint(crl)
+    except ValueError:
+        return Finding("crl", "fail", f"a revocation list of {trust_domain} cannot be read", "look at the server's log")
+    if ends is not None and ends < now:
+        return Finding("crl", "fail", f"a revocation list of {trust_domain} ended {terminal.span((now - ends) / 1000)} ago", hint)
+    if ends is not None and ends - now < (ends - begins) / 4:
+        return Finding("crl", "warn", f"a revocation list of {trust_domain} ends in {terminal.span((ends - now) / 1000)}", hint)
+    return None
 
 
 def _crl_hint(crl: x509.CertificateRevocationList) -> str:

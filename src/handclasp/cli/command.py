@@ -200,11 +200,13 @@ def _failed(error: HandclaspError, *, as_json: bool) -> int:
 
 
 def problem(kind: Kind, detail: str, hint: str, *, title: str = "") -> dict[str, Any]:
-    """Return an RFC 9457 problem for something that may never have reached a server: ``status`` is 0 where no response was."""
+    """Return the RFC 9457 problem that the server answers with for such an error; one that arose here looks the same."""
+    from handclasp.api.problems import STATUS
+
     return {
-        "type": f"urn:handclasp:problem:{kind.value}",
+        "type": f"https://handclasp.dev/problems/{kind.value}",
         "title": title or kind.value.replace("_", " ").capitalize(),
-        "status": 0,
+        "status": STATUS[kind],
         "kind": kind.value,
         "detail": detail,
         "hint": hint,

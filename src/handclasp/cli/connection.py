@@ -48,13 +48,15 @@ class Api:
         while True:
             have = 0 if result is None else len(result.items)
             wanted = min(PAGE, limit - have) if limit else PAGE
-            page: Any = self.get(path, response, limit=wanted, cursor=None if result is None else result.next_cursor, **params)
+            cursor = None if result is None else result.next_cursor
+            page: Any = self.get(path, response, limit=wanted, cursor=cursor, **params)
             if result is None:
                 result = page
             else:
                 result.items.extend(page.items)
                 result.next_cursor = page.next_cursor
-            if not page.items or not page.next_cursor or (limit and len(result.items) >= limit):
+            # A page may be empty and have a cursor: the server had looked through enough for one request. It never gives the same again.
+            if not page.next_cursor or page.next_cursor == cursor or (limit and len(result.items) >= limit):
                 break
         if result.next_cursor:
             terminal.say(f"there are more than {len(result.items)}: --limit 0 shows all")

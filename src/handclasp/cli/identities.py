@@ -49,8 +49,7 @@ def show(state: State, name: str, limit: int) -> None:
     from handclasp.wire import CertificateList, IdentityList
 
     api = state.api()
-    # The name is asked for as text, so what only contains it comes back too.
-    found = next((i for i in api.get("/v1/identities", IdentityList, q=name, limit=500).items if i.identity == name), None)
+    found = next(iter(api.get("/v1/identities", IdentityList, identity=name, limit=1).items), None)
     if found is None:
         raise HandclaspError(Kind.NOT_FOUND, f"there is no identity {name}", hint="handclasp identity list")
     if state.json:

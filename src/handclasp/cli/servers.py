@@ -36,13 +36,15 @@ def serve(**flags: Any) -> int:
 
 @click.command(cls=SettingsCommand, example="handclasp init --trust-domain example.org --dns-zone example.org --data /var/lib/handclasp")
 @pass_state
-def init(state: State, **flags: Any) -> int:
+def init(state: State, **flags: Any) -> None:
     """Make a data directory: database, root and issuing authority, admin token."""
     made = _run("init", flags)
     if state.json:
-        terminal.write_json(made if isinstance(made, dict) else {"ok": True})
-    return _exit_code(made)
+        terminal.write_json(made)
+    else:
+        terminal.write_fields([(name.replace("_", " "), value) for name, value in made.items()])
+    terminal.say(f"start it with: handclasp serve --data {made['data']}")
 
 
 def _exit_code(result: Any) -> int:
-    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    return result if isinstance(result, int) else 0

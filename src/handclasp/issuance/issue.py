@@ -118,9 +118,12 @@ class Issuance:
         now = self._clock()
         await self._authorities.refresh()
         signer = self._authorities.get(profile.authority, _trust_domain(request, names))
-        ttl = _wanted_lifetime(request, predecessor, profile)
-        serial = new_serial(self._instance, self._random)
-        plan = make_plan(profile=profile, names=names, csr=csr, issuer=signer.issuer, now=now, ttl=ttl, serial=serial)
+
+        def plan_for(ttl: float | None) -> Plan:
+            serial = new_serial(self._instance, self._random)
+            return make_plan(profile=profile, names=names, csr=csr, issuer=signer.issuer, now=now, ttl=ttl, serial=serial)
+
+        plan = plan_for(_wanted_lifetime(request, predecessor, profile))
         fault("issue.planned")
         # 4 Authorize. The one place that decides; it sees the final names, usages and dates.
         circumstances = Circumstances(
@@ -131,6 +134,10 @@ class Issuance:
             now=now,
         )
         decision = authorize(request.principal, plan, circumstances, rules.policy)
+        if isinstance(decision, Refused) and decision.longest is not None and request.ttl is None:
+            # Nobody asked for a lifetime, and the default is too long for this grant: plan the longest it allows, and ask about that.
+            plan = plan_for(decision.longest)
+            decision = authorize(request.principal, plan, circumstances, rules.policy)
         if isinstance(decision, Refused):
             raise HandclaspError(decision.kind, decision.reason, hint=decision_hint(decision.kind))
         fault("issue.authorized")
@@ -324,14 +331,10 @@ def _agree(one: Names, other: Names) -> bool:
 
 
 def _wanted_lifetime(request: IssuanceRequest, predecessor: Predecessor | None, profile: Profile) -> float | None:
-    """Return what was asked for; otherwise the profile's default, cut to what a token allows, or what the predecessor had."""
-    if request.ttl is not None:
+    """Return what was asked for; for a renewal what the predecessor had, within the profile of today; None for the profile's default."""
+    if request.ttl is not None or predecessor is None:
         return request.ttl
-    if predecessor is not None:
-        return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))
-    if isinstance(request.principal, TokenPrincipal) and request.principal.grant.max_ttl is not None:
-        return min(profile.lifetime, request.principal.grant.max_ttl)
-    return None
+    return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))
 
 
 def names_json(names: Names) -> str:
@@ -407,6 +410,6 @@ def _upsert_agent(sqlite: bool, identity: str, principal: TokenPrincipal, addres
         insert(tables.agent)
         .values(identity_id=identity_id, **values)
         .on_conflict_do_update(
-            index_elements=["identity_id"], set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, None)}
+            index_elements=["identity_id"], set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, tables.agent.c.address)}
         )
     )

@@ -29,6 +29,10 @@ class Backend(Protocol):
     lock_suffix: str
     """What a SELECT needs at its end so that the rows read stay as they are until commit."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is a connection that is not known to be broken."""
+
     async def connect(self) -> None:
         """Open the connection, or open it again after it broke."""
 
@@ -79,13 +83,18 @@ class SqliteBackend:
             raise HandclaspError(Kind.UNAVAILABLE, "the database is closed")
         return self._connection
 
+    @property
+    def alive(self) -> bool:
+        """Whether the file is open."""
+        return self._connection is not None
+
     async def connect(self) -> None:
         """Open the file and set what durability and speed depend on."""
         await self.close()
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
+        self._connection = connection  # at once, so that it is closed when the file turns out not to be usable
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY"):
             connection.execute(f"PRAGMA {pragma}")
-        self._connection = connection
 
     async def begin(self) -> None:
         """Take the write lock at once, so that a transaction never has to upgrade."""
@@ -139,6 +148,11 @@ class PostgresBackend:
             raise HandclaspError(Kind.UNAVAILABLE, "the database connection is lost", retry_after=1)
         return self._connection
 
+    @property
+    def alive(self) -> bool:
+        """Whether the server has not closed the connection: one that went away while nothing was written costs nobody a write."""
+        return self._connection is not None and not self._connection.is_closed()
+
     async def connect(self) -> None:
         """Connect; ``synchronous_commit`` is set here so that a server-wide default cannot weaken a commit."""
         await self.close()
@@ -159,7 +173,7 @@ class PostgresBackend:
         try:
             if self._connection is not None and not self._connection.is_closed():
                 await self._connection.execute("ROLLBACK")
-        except (asyncpg.PostgresError, OSError, TimeoutError):
+        except Exception:  # asyncpg has errors of its own beside the server's and the network's
             await self.close()
 
     async def execute(self, sql: str, arguments: Arguments = ()) -> int:
@@ -184,5 +198,5 @@ class PostgresBackend:
             if not connection.is_closed():
                 try:
                     await connection.close(timeout=2)
-                except (OSError, TimeoutError, asyncpg.PostgresError):
+                except Exception:  # whatever it says, it is over
                     connection.terminate()

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import Engine, Row, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import Select
@@ -24,6 +25,10 @@ from handclasp.store.ledger import Ledger
 
 GENERATION_POLL = 0.5
 """Seconds after which a change of policy, tokens or authorities made by another process is seen here."""
+
+
+_AWAY = (DBAPIError, PoolTimeout, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What a database that is away makes the layers raise; SQLAlchemy does not wrap what asyncpg raises while it connects."""
 
 
 class Store:
@@ -100,7 +105,7 @@ class Store:
             async with self._async.connect() as connection:
                 found: Sequence[Row[Any]] = (await connection.execute(statement)).all()
                 return found
-        except (DBAPIError, OSError) as error:
+        except _AWAY as error:
             raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
 
     async def row(self, statement: Select[Any]) -> Row[Any] | None:
@@ -124,7 +129,7 @@ class Store:
                 names = {f"p{number}": value for number, value in enumerate(arguments)}
                 row = (await connection.execute(text(_named(sql)), names)).first()
                 return tuple(row) if row is not None else None
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except _AWAY as error:
             raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
 
     async def entries(self, start: int, limit: int) -> list[bytes]:

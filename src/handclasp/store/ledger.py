@@ -10,25 +10,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import asyncpg
-from sqlalchemy import insert
 from sqlalchemy.sql.base import Executable
 
 from handclasp.clock import Clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
-from handclasp.store import tables
 from handclasp.store.backend import Backend, compile_statement
+from handclasp.store.guard import Guard
+from handclasp.store.statements import Statements
 
 declare("ledger.begun", "ledger.written", "ledger.committed")
 
 MAX_BATCH = 512
 """Writes in one transaction: beyond this the gain is flat and the wait of the first one grows."""
+
+MAX_REMEMBERED = 200_000
+"""Identities whose row numbers are kept in memory: about 40 MB of names at most."""
+
+POISON = (
+    sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, ValueError, TypeError, OverflowError,
+)  # fmt: skip
+"""What drivers raise when a value is wrong, and not the database: text that cannot be stored (a NUL in PostgreSQL), a row that is there."""
 
 
 class LoggedEntry(Protocol):
@@ -96,6 +104,11 @@ class Write:
     bump: bool = False
     """Tell every process that tokens, policy, profiles or authorities changed."""
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is anything beyond its own changes that may stop it."""
+        return self.certificate is not None or self.spend_token is not None or self.spend_jwt is not None
+
 
 @dataclass(slots=True)
 class _Waiting:
@@ -104,12 +117,6 @@ class _Waiting:
     refused: HandclaspError | None = None
     identity_id: int = 0
     index: int = field(default=0)
-
-
-_CERTIFICATE_COLUMNS = [
-    "sha256", "serial", "der", "authority_id", "identity_id", "profile", "names", "spki_sha256", "key_type", "not_before", "not_after",
-    "renew_after", "renew_before", "line", "generation", "predecessor", "granted_by", "obtained_by", "crl_shard", "log_index",
-]  # fmt: skip
 
 
 class Ledger:
@@ -125,7 +132,7 @@ class Ledger:
         self._closing = False
         self._connected = False
         self._identity_ids: dict[str, int] = {}
-        self._sql = _Statements(backend)
+        self._sql = Statements(backend)
         self.generation = 0
         """Rises whenever tokens, policy, profiles or authorities changed, in this process or (through the store's poll) another."""
 
@@ -174,7 +181,7 @@ class Ledger:
         """Commit a batch; when something unforeseen is wrong with it, each write alone, so that one cannot take the others down."""
         try:
             await self._commit(batch)
-        except (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError) as error:
+        except POISON as error:
             await self._backend.rollback()
             if len(batch) > 1:
                 for one in batch:
@@ -187,7 +194,7 @@ class Ledger:
             self._connected = False
             unavailable = HandclaspError(Kind.UNAVAILABLE, f"the database cannot be written: {_first_line(error)}", retry_after=1)
             for one in batch:
-                one.refused = one.refused or unavailable
+                one.refused = unavailable  # also who was refused: perhaps only because of another one that did not happen either
         for one in batch:
             if one.done.done():
                 continue  # the caller went away; what it asked for is recorded all the same
@@ -197,123 +204,75 @@ class Ledger:
                 one.done.set_exception(one.refused)
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        if not self._connected:
-            await self._backend.connect()
-            self._connected = True
         backend = self._backend
+        if not self._connected or not backend.alive:
+            await backend.connect()
+            self._connected = True
         await backend.begin()
         fault("ledger.begun")
         head = (await backend.fetch(self._sql.head))[0][0]
-        await self._guard(batch)
+        # First what changes state by itself: a revocation of this very moment counts for everybody who is judged in it.
         for one in batch:
-            if one.refused is None and one.write.changes:
+            if one.write.changes and not one.write.is_judged:
                 await self._apply_changes(one)
+        new_identities = await self._judge([one for one in batch if one.write.is_judged])
         size = self._number(batch, head)
         await self._insert(batch)
         await backend.execute(self._sql.set_head, (size,))
         fault("ledger.written")
         await backend.commit()
         fault("ledger.committed")
+        self._remember(new_identities)
         if any(one.write.bump and one.refused is None for one in batch):
             self.generation += 1
 
-    # --- what may stop a write ------------------------------------------------------------------------------------------------------------
-
-    async def _guard(self, batch: list[_Waiting]) -> None:
-        """Refuse the writes whose token, JWT, key or predecessor does not allow them now that nobody else can write."""
-        with_certificate = [one for one in batch if one.write.certificate is not None]
-        if with_certificate:
-            await self._resolve_identities(with_certificate)
-            await self._guard_keys(with_certificate)
-            await self._guard_predecessors(with_certificate)
+    async def _judge(self, batch: list[_Waiting]) -> dict[str, int]:
+        """Refuse what may not happen, and store what the rest means; return the identities to remember once this is committed."""
+        guard = Guard(self._backend, self._sql, self._clock(), self._identity_ids)
+        if not batch:
+            return guard.new_ids
+        await guard.read([one.write for one in batch])
         for one in batch:
-            if one.write.spend_jwt is not None and one.refused is None:
-                issuer, jti, expires_at = one.write.spend_jwt
-                if not await self._backend.execute(self._sql.spend_jwt, (issuer, jti, expires_at)):
-                    one.refused = HandclaspError(Kind.REPLAYED, "this identity token was already used, and policy allows one use")
-        await self._spend_tokens([one for one in batch if one.write.spend_token is not None and one.refused is None])
-
-    async def _resolve_identities(self, batch: list[_Waiting]) -> None:
-        wanted = {one.write.certificate.identity: one.write.certificate.owner for one in batch if one.write.certificate is not None}
-        missing = [name for name in wanted if name not in self._identity_ids]
-        if missing:
-            now = self._clock()
-            await self._backend.many(self._sql.add_identity, [(name, wanted[name], now) for name in missing])
-            for name in missing:
-                found = await self._backend.fetch(self._sql.identity_id, (name,))
-                if len(self._identity_ids) > 200_000:  # a cache, not a table: about 40 MB of names at most
-                    self._identity_ids.clear()
-                    return await self._resolve_identities(batch)
-                self._identity_ids[name] = found[0][0]
+            one.refused = guard.refusal(one.write)
+            if one.refused is None and (one.write.changes or one.write.spend_jwt is not None):
+                await self._apply_changes(one, guard)
+            if one.refused is None:
+                guard.take(one.write)
+        await guard.take_effect()
         for one in batch:
-            assert one.write.certificate is not None
-            one.identity_id = self._identity_ids[one.write.certificate.identity]
-        return None
+            if one.refused is None and one.write.certificate is not None:
+                identity_id = guard.id_of(one.write.certificate.identity)
+                assert identity_id is not None
+                one.identity_id = identity_id
+        return guard.new_ids
 
-    async def _guard_keys(self, batch: list[_Waiting]) -> None:
-        """A key belongs to the first identity that was certified with it, and a blocked key to nobody."""
-        first: dict[bytes, int] = {}
-        for one in batch:
-            assert one.write.certificate is not None
-            first.setdefault(one.write.certificate.spki_sha256, one.identity_id)
-        now = self._clock()
-        await self._backend.many(self._sql.add_key, [(spki, identity_id, now) for spki, identity_id in first.items()])
-        owners: dict[bytes, tuple[int | None, int | None]] = {}
-        for chunk in _chunks(list(first), 256):
-            for spki, identity_id, blocked_at in await self._backend.fetch(*self._sql.keys(chunk)):
-                owners[bytes(spki)] = (identity_id, blocked_at)
-        for one in batch:
-            assert one.write.certificate is not None
-            owner, blocked_at = owners[one.write.certificate.spki_sha256]
-            if blocked_at is not None:
-                one.refused = HandclaspError(Kind.BLOCKED_KEY, "this key is blocked", hint="make a new key")
-            elif owner != one.identity_id:
-                one.refused = HandclaspError(Kind.REUSED_KEY, "this key belongs to another identity", hint="make one key for each identity")
+    def _remember(self, identities: dict[str, int]) -> None:
+        if len(self._identity_ids) + len(identities) > MAX_REMEMBERED:
+            self._identity_ids.clear()
+        self._identity_ids.update(identities)
 
-    async def _guard_predecessors(self, batch: list[_Waiting]) -> None:
-        for one in batch:
-            row = one.write.certificate
-            if row is None or row.predecessor is None or one.refused is not None:
-                continue
-            found = await self._backend.fetch(self._sql.revoked_at, (row.predecessor,))
-            if not found or found[0][0] is not None:
-                one.refused = HandclaspError(Kind.REVOKED, "the certificate being renewed is revoked")
-                continue
-            await self._backend.execute(self._sql.supersede, (row.sha256, self._clock(), row.predecessor))
-
-    async def _spend_tokens(self, batch: list[_Waiting]) -> None:
-        asked = Counter(one.write.spend_token for one in batch)
-        left: dict[str | None, float] = {}
-        for token_id in asked:
-            found = await self._backend.fetch(self._sql.token, (token_id,))
-            if not found or found[0][2] is not None:
-                left[token_id] = -1
-            else:
-                uses, used, _ = found[0]
-                left[token_id] = uses - used if uses else float("inf")
-        spent: Counter[str | None] = Counter()
-        for one in batch:
-            token_id = one.write.spend_token
-            if left[token_id] < 0:
-                one.refused = HandclaspError(Kind.TOKEN_REVOKED, "this token was revoked")
-            elif spent[token_id] >= left[token_id]:
-                one.refused = HandclaspError(Kind.TOKEN_SPENT, "this token has no use left", hint="ask its owner for a new one")
-            else:
-                spent[token_id] += 1
-        now = self._clock()
-        for token_id, count in spent.items():
-            await self._backend.execute(self._sql.spend_token, (count, now, token_id))
-
-    async def _apply_changes(self, one: _Waiting) -> None:
+    async def _apply_changes(self, one: _Waiting, guard: Guard | None = None) -> None:
         """Run a write's own statements inside a savepoint, so that its conflict undoes it and nothing else."""
+        made: list[str] = []
         await self._backend.execute("SAVEPOINT one")
-        for change in one.write.changes:
+        if guard is not None and one.write.changes and one.write.certificate is not None:
+            made = await guard.make_identities([one.write.certificate])  # its changes may refer to it
+        one.refused = await self._conflict(one.write)
+        if one.refused is not None:
+            await self._backend.execute("ROLLBACK TO SAVEPOINT one")
+            if guard is not None:
+                guard.forget_identities(made)
+        await self._backend.execute("RELEASE SAVEPOINT one")
+
+    async def _conflict(self, write: Write) -> HandclaspError | None:
+        """Run a write's own statements, and return why it must be undone; None when it need not."""
+        if write.spend_jwt is not None and not await self._backend.execute(self._sql.spend_jwt, write.spend_jwt):
+            return HandclaspError(Kind.REPLAYED, "this identity token was already used, and policy allows one use")
+        for change in write.changes:
             touched = await self._backend.execute(*compile_statement(change.statement, self._backend.dialect))
             if change.expect is not None and touched != change.expect:
-                one.refused = change.conflict or HandclaspError(Kind.CONFLICT, "somebody else changed this at the same moment")
-                await self._backend.execute("ROLLBACK TO SAVEPOINT one")
-                break
-        await self._backend.execute("RELEASE SAVEPOINT one")
+                return change.conflict or HandclaspError(Kind.CONFLICT, "somebody else changed this at the same moment")
+        return None
 
     # --- what is written ------------------------------------------------------------------------------------------------------------------
 
@@ -357,52 +316,6 @@ def _certificate_values(row: CertificateRow, identity_id: int, index: int) -> tu
         row.not_before, row.not_after, row.renew_after, row.renew_before, row.line, row.generation, row.predecessor, row.granted_by,
         row.obtained_by, row.crl_shard, index,
     )  # fmt: skip
-
-
-class _Statements:
-    """The ledger's own SQL, in the placeholders of its database."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._mark = "?" if backend.dialect.name == "sqlite" else "$"
-        lock = backend.lock_suffix
-        self.head = f"SELECT size FROM log_head WHERE id = 1{lock}"  # noqa: S608  (a constant of ours)
-        self.set_head = self._text("UPDATE log_head SET size = ? WHERE id = 1")
-        self.identity_id = self._text("SELECT id FROM identity WHERE name = ?")
-        self.add_identity = self._text("INSERT INTO identity (name, owner, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-        self.add_key = self._text("INSERT INTO key (spki_sha256, identity_id, first_seen_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-        self.revoked_at = self._text("SELECT revoked_at FROM certificate WHERE sha256 = ?")
-        self.supersede = self._text(
-            "UPDATE certificate SET superseded_by = ?, superseded_at = ? WHERE sha256 = ? AND superseded_by IS NULL"
-        )
-        self.token = self._text("SELECT uses, used, revoked_at FROM token WHERE id = ?")
-        self.spend_token = self._text("UPDATE token SET used = used + ?, last_used_at = ? WHERE id = ?")
-        self.spend_jwt = self._text("INSERT INTO replay (issuer, jti, expires_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-        self.bump = "UPDATE meta SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE name = 'generation'"
-        self.add_certificate = self._insert(tables.certificate, _CERTIFICATE_COLUMNS, backend)
-        self.add_entry = self._insert(tables.log_entry, ["index", "entry"], backend)
-        self.add_personal = self._insert(tables.log_personal, ["index", "field", "salt", "value"], backend)
-        self.add_subject = self._insert(tables.log_subject, ["subject", "index"], backend)
-
-    def _text(self, sql: str) -> str:
-        if self._mark == "?":
-            return sql
-        parts = sql.split("?")
-        return "".join(part + (f"${number}" if number < len(parts) else "") for number, part in enumerate(parts, 1))
-
-    @staticmethod
-    def _insert(table: Any, columns: list[str], backend: Backend) -> str:
-        return str(insert(table).compile(dialect=backend.dialect, column_keys=columns))
-
-    def keys(self, spkis: list[bytes]) -> tuple[str, Sequence[Any]]:
-        """Who the keys belong to: the query and its arguments."""
-        if self._mark == "$":
-            return "SELECT spki_sha256, identity_id, blocked_at FROM key WHERE spki_sha256 = ANY($1::bytea[])", [spkis]
-        marks = ",".join("?" * len(spkis))
-        return f"SELECT spki_sha256, identity_id, blocked_at FROM key WHERE spki_sha256 IN ({marks})", spkis  # noqa: S608
-
-
-def _chunks(items: list[bytes], size: int) -> list[list[bytes]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _first_line(error: BaseException) -> str:

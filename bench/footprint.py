@@ -1,0 +1,31 @@
+"""How much the small things weigh: the command line's start, and the agent's memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from bench.results import Result
+
+_RESIDENT = "import re; print(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+
+
+def run() -> Iterator[Result]:
+    """Measure start times (median of nine) and resident memory after the imports."""
+    yield Result("cli.help_ms", _median_ms([sys.executable, "-m", "handclasp", "--help"]), "ms", 150, budget=1.0, note="limit: the budget")
+    yield Result("agent.import_ms", _median_ms([sys.executable, "-c", "import handclasp.agent.loop"]), "ms", 300, budget=1.0, note="limit: the budget")
+    resident = subprocess.run(
+        [sys.executable, "-c", "import handclasp.agent.loop, handclasp.agent.enroll;" + _RESIDENT], capture_output=True, text=True, check=True
+    )
+    yield Result("agent.resident_mb", int(resident.stdout) / 1024, "MB", 45, budget=1.0, note="limit: the budget; after imports")
+
+
+def _median_ms(command: list[str]) -> float:
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[4] * 1000

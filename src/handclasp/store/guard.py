@@ -1,0 +1,128 @@
+"""What may stop a write, decided under the log head's lock: its token, its identity token, its key, the certificate it renews.
+
+What one transaction has to know is read with a query each; then every write of the batch is judged in its order, in memory, and only what
+was accepted takes effect. So nothing of a refused write is ever stored: no key that now belongs to someone, no predecessor superseded by a
+certificate that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from handclasp.errors import HandclaspError, Kind
+from handclasp.store.backend import Backend
+from handclasp.store.statements import Statements
+
+if TYPE_CHECKING:
+    from handclasp.store.ledger import CertificateRow, Write
+
+_AT_ONCE = 256
+"""Values in one query: SQLite compiles a statement for each number of them."""
+
+
+class Guard:
+    """Judges the writes of one transaction. Made for it, and thrown away with it."""
+
+    def __init__(self, backend: Backend, sql: Statements, now: int, identity_ids: dict[str, int]) -> None:
+        self._backend = backend
+        self._sql = sql
+        self._now = now
+        self._known = identity_ids
+        self.new_ids: dict[str, int] = {}
+        """Identities that this transaction read or made: to be remembered when it is committed, and not before."""
+        self._keys: dict[bytes, tuple[int | None, int | None]] = {}
+        self._claimed: dict[bytes, str] = {}
+        self._revoked: dict[bytes, int | None] = {}
+        self._left: dict[str, float | None] = {}
+        self._spent: Counter[str] = Counter()
+        self._accepted: list[CertificateRow] = []
+
+    async def read(self, writes: Sequence[Write]) -> None:
+        """Read everything that judging these writes needs."""
+        rows = [write.certificate for write in writes if write.certificate is not None]
+        unknown = {row.identity for row in rows if row.identity not in self._known}
+        for name, identity_id in await self._fetch("SELECT name, id FROM identity", "name", unknown):
+            self.new_ids[name] = identity_id
+        for spki, *state in await self._fetch(
+            "SELECT spki_sha256, identity_id, blocked_at FROM key", "spki_sha256", {row.spki_sha256 for row in rows}
+        ):
+            self._keys[bytes(spki)] = (state[0], state[1])
+        predecessors = {row.predecessor for row in rows if row.predecessor is not None}
+        for sha256, revoked_at in await self._fetch("SELECT sha256, revoked_at FROM certificate", "sha256", predecessors):
+            self._revoked[bytes(sha256)] = revoked_at
+        tokens = {write.spend_token for write in writes if write.spend_token is not None}
+        for token_id, uses, used, revoked_at in await self._fetch("SELECT id, uses, used, revoked_at FROM token", "id", tokens):
+            self._left[token_id] = None if revoked_at is not None else uses - used if uses else float("inf")
+
+    async def _fetch(self, select: str, column: str, values: Iterable[Any]) -> list[Any]:
+        wanted = list(values)
+        found: list[Any] = []
+        for start in range(0, len(wanted), _AT_ONCE):
+            found += await self._backend.fetch(*self._sql.of_these(select, column, wanted[start : start + _AT_ONCE]))
+        return found
+
+    def id_of(self, identity: str) -> int | None:
+        """Return an identity's row; None when it has none yet."""
+        return self._known.get(identity) or self.new_ids.get(identity)
+
+    def refusal(self, write: Write) -> HandclaspError | None:
+        """Return why the write may not happen, after those that were accepted before it; None when it may."""
+        row = write.certificate
+        if row is not None:
+            refused = self._key_refusal(row)
+            if refused is not None:
+                return refused
+            # .get: a predecessor that is not there is as good as revoked.
+            if row.predecessor is not None and self._revoked.get(row.predecessor, 0) is not None:
+                return HandclaspError(Kind.REVOKED, "the certificate being renewed is revoked")
+        if write.spend_token is not None:
+            left = self._left.get(write.spend_token)
+            if left is None:
+                return HandclaspError(Kind.TOKEN_REVOKED, "this token was revoked")
+            if self._spent[write.spend_token] >= left:
+                return HandclaspError(Kind.TOKEN_SPENT, "this token has no use left", hint="ask its owner for a new one")
+        return None
+
+    def _key_refusal(self, row: CertificateRow) -> HandclaspError | None:
+        """A key belongs to the first identity that was certified with it, and a blocked key to nobody."""
+        claimed = self._claimed.get(row.spki_sha256)
+        known = self._keys.get(row.spki_sha256)
+        if known is not None and known[1] is not None:
+            return HandclaspError(Kind.BLOCKED_KEY, "this key is blocked", hint="make a new key")
+        if (known is not None and known[0] != self.id_of(row.identity)) or claimed not in (None, row.identity):
+            return HandclaspError(Kind.REUSED_KEY, "this key belongs to another identity", hint="make one key for each identity")
+        return None
+
+    def take(self, write: Write) -> None:
+        """Count an accepted write, for those that are judged after it."""
+        if write.certificate is not None:
+            self._accepted.append(write.certificate)
+            if write.certificate.spki_sha256 not in self._keys:
+                self._claimed[write.certificate.spki_sha256] = write.certificate.identity
+        if write.spend_token is not None:
+            self._spent[write.spend_token] += 1
+
+    async def make_identities(self, rows: Sequence[CertificateRow]) -> list[str]:
+        """Make the identities that these certificates need and that are not there; return which."""
+        missing = {row.identity: row.owner for row in reversed(rows) if self.id_of(row.identity) is None}
+        if missing:
+            await self._backend.many(self._sql.add_identity, [(name, owner, self._now) for name, owner in missing.items()])
+            self.new_ids.update(await self._fetch("SELECT name, id FROM identity", "name", missing))
+        return list(missing)
+
+    def forget_identities(self, names: Iterable[str]) -> None:
+        """Take back what :meth:`make_identities` returned: the savepoint in which they were made was undone."""
+        for name in names:
+            self.new_ids.pop(name, None)
+
+    async def take_effect(self) -> None:
+        """Store what the accepted writes mean for identities, keys, predecessors and tokens."""
+        await self.make_identities(self._accepted)
+        claims = [(spki, self.id_of(identity), self._now) for spki, identity in self._claimed.items()]
+        superseded = [(row.sha256, self._now, row.predecessor) for row in self._accepted if row.predecessor is not None]
+        spent = [(count, self._now, token_id) for token_id, count in self._spent.items()]
+        for sql, rows in ((self._sql.add_key, claims), (self._sql.supersede, superseded), (self._sql.spend_token, spent)):
+            if rows:
+                await self._backend.many(sql, rows)
