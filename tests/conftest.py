@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import needs
+from support import migrated, needs
 from support.postgres import Run, shared_cluster
 
 _RUN = pytest.StashKey[Run]()
@@ -56,3 +56,18 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'handclasp.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Give the URL of a database that is empty and at the newest schema (a copy: migrating takes longer), on each kind."""
+    if request.param == "sqlite":
+        path = tmp_path / "handclasp.db"
+        path.write_bytes(migrated.sqlite())
+        yield f"sqlite:///{path}"
+        return
+    needs.needs("postgresql")
+    cluster = shared_cluster()
+    name = cluster.create_database(migrated.postgresql())
+    yield cluster.url(name)
+    cluster.drop_database(name)

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from handclasp.errors import HandclaspError, Kind
 
@@ -40,8 +41,13 @@ def from_datetime(value: datetime) -> int:
 def rfc3339(at: int) -> str:
     """Return milliseconds since the epoch as RFC 3339 in UTC, with a fraction only when there is one."""
     seconds, fraction = divmod(at, 1000)
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{text}.{fraction:03d}Z" if fraction else text + "Z"
+    return f"{_to_the_second(seconds)}.{fraction:03d}Z" if fraction else _to_the_second(seconds) + "Z"
+
+
+@lru_cache(maxsize=4096)
+def _to_the_second(seconds: int) -> str:
+    """Format whole seconds. What happens in one second is many rows, entries and answers with the same few times in them."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def parse_rfc3339(text: str) -> int:

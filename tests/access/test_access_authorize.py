@@ -294,10 +294,10 @@ def test_the_server_has_its_own_names_and_nothing_else() -> None:
 
 
 def test_a_grant_that_leaves_no_choice_names_the_names() -> None:
-    assert make_grant(dns=["web.example.org", "*.example.org"]).only_names() == Names(WEB, dns=("web.example.org",))
-    assert make_grant(identities=["spiffe://td/*"]).only_names() is None
-    assert make_grant(identities=[WEB, "spiffe://td/a"]).only_names() is None
-    assert BARE.only_names() is None
+    assert make_grant(dns=["web.example.org", "*.example.org"]).only_names == Names(WEB, dns=("web.example.org",))
+    assert make_grant(identities=["spiffe://td/*"]).only_names is None
+    assert make_grant(identities=[WEB, "spiffe://td/a"]).only_names is None
+    assert BARE.only_names is None
 
 
 # Regression, CVE-2026-30836: an authorization switch without a case for one kind of request let it pass.
@@ -320,7 +320,7 @@ def test_nothing_revokes_without_a_grant_that_says_revoke() -> None:
 
 def test_a_refusal_names_what_was_nearest() -> None:
     answer = authorize(certificate("spiffe://td/deployer"), plan("spiffe://td/prod/db", ttl=9000), circumstances(), POLICY)
-    assert answer == Refused(Kind.LIFETIME_NOT_ALLOWED, "policy:deploy allows 7200 seconds at most")
+    assert answer == Refused(Kind.LIFETIME_NOT_ALLOWED, "policy:deploy allows 7200 seconds at most", longest=7200)
     answer = authorize(token(), plan("spiffe://td/prod/ledger"), circumstances(), POLICY)
     assert answer == Refused(Kind.NAME_NOT_ALLOWED, "spiffe://td/prod/ledger is denied by rule frozen: change freeze")
 
@@ -496,3 +496,12 @@ def test_narrowing_a_policy_never_allows_more(
         allowed(principal, asked, dataclasses.replace(around, origin=policy.grant_named("policy:g0")), policy) for policy in (wide, narrow)
     )
     assert before or not after
+
+
+def test_the_lifetime_limit_of_an_enrolment_token_is_for_what_its_agents_obtain() -> None:
+    enrolment = make_grant(identities=["spiffe://td/prod/web"], agent=True, max_ttl=20)
+    agent = plan("spiffe://td/agent/host", profile="agent", ttl=86400)
+    assert isinstance(authorize(token(grant=enrolment, agent=True), agent, circumstances(), POLICY), Allowed)
+    workload = authorize(token(grant=enrolment, agent=True), plan("spiffe://td/prod/web", ttl=60), circumstances(), POLICY)
+    assert isinstance(workload, Refused)
+    assert workload.longest == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,7 +16,7 @@ from handclasp.agent.state import StateDirectory
 from handclasp.client import TLSContext
 from handclasp.client.settings import ClientSettings
 from handclasp.errors import HandclaspError, Kind
-from support.agents import WEB, configure, prepare, running
+from support.agents import WEB, configure, prepare, running, start_process
 from support.errors import refused
 from support.fake_server import DOMAIN, FakeAuthority, FakeServer, Fault, pem
 from support.tls import ask, connected, echo
@@ -249,3 +250,21 @@ def test_many_identities_in_one_agent(server: FakeServer, tmp_path: Path) -> Non
     with running(prepare(server, tmp_path, more=more)):
         eventually(lambda: server.reports and sum(one.state == "ok" for one in server.reports[-1][1].identities) == 41)
     assert len(list(tmp_path.glob("t*/current/key.pem"))) == 40
+
+
+def test_a_hang_up_reads_the_configuration_again_and_a_bad_one_is_not_taken(server: FakeServer, tmp_path: Path) -> None:
+    config = prepare(server, tmp_path, FILES)
+    with start_process(config) as process:
+        eventually(lambda: delivered(tmp_path) and server.reports)
+        config.write_text("nonsense: 1\n")
+        process.send_signal(signal.SIGHUP)
+        reports = len(server.reports)
+        eventually(lambda: len(server.reports) > reports + 1)
+        configure(tmp_path, "[{directory: elsewhere}]")
+        process.send_signal(signal.SIGHUP)
+        eventually((tmp_path / "elsewhere" / "current" / "key.pem").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert b"nonsense is not known here" in process.stderr.read()
+    assert server.count("/v1/certificates", "POST") == 2

@@ -21,11 +21,12 @@ from support.errors import refused
 from support.writes import WEB, block_change, certificate_row, certificate_write, check_whole, count, log_entry, revoke_change, token_write
 
 OTHER = "spiffe://example.org/prod/db"
+ON_POSTGRESQL = pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 
 
 @asynccontextmanager
 async def opened(url: str, **more: Any) -> AsyncIterator[Store]:
-    store = await Store.open(url, **more)
+    store = await Store.open(url, migrate=False, **more)
     try:
         yield store
     finally:
@@ -112,13 +113,13 @@ class Mix:
         return Write([log_entry()])
 
 
-def test_whatever_is_written_at_once_rows_and_log_agree(database_url: str) -> None:
+def test_whatever_is_written_at_once_rows_and_log_agree(migrated_url: str) -> None:
     """Dense entries, rows one to one with them, nothing of what was refused, never more uses than a token has."""
     committed: list[tuple[int, Write]] = []
     with asyncio.Runner() as runner:
-        store = runner.run(Store.open(database_url))
+        store = runner.run(Store.open(migrated_url, migrate=False))
 
-        @settings(max_examples=25)
+        @settings(max_examples=15)
         @given(st.lists(_OPERATIONS, min_size=1, max_size=40), st.integers(0, 3))
         def mix(operations: list[tuple[Any, ...]], uses: int) -> None:
             async def run() -> None:
@@ -137,7 +138,7 @@ def test_whatever_is_written_at_once_rows_and_log_agree(database_url: str) -> No
         runner.run(store.close())
 
 
-def test_the_order_of_commits_is_the_order_of_the_log(database_url: str) -> None:
+def test_the_order_of_commits_is_the_order_of_the_log(migrated_url: str) -> None:
     """Who commits after another's answer stands behind it in the log."""
 
     async def work(store: Store) -> None:
@@ -154,13 +155,13 @@ def test_the_order_of_commits_is_the_order_of_the_log(database_url: str) -> None
         before = await store.ledger.commit(Write([log_entry()]))
         assert before == 200
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
 # --- one use, many users ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_hundred_parallel_uses_of_a_one_use_token_give_one_certificate(database_url: str) -> None:
+def test_a_hundred_parallel_uses_of_a_one_use_token_give_one_certificate(migrated_url: str) -> None:
     async def work(store: Store) -> None:
         await store.ledger.commit(token_write("one"))
         done, refusals = await outcomes(store, [certificate_write(certificate_row(), spend_token="one") for _ in range(100)])
@@ -168,12 +169,13 @@ def test_a_hundred_parallel_uses_of_a_one_use_token_give_one_certificate(databas
         assert [kind for _, kind in refusals] == [Kind.TOKEN_SPENT] * 99
         assert await count(store, tables.certificate) == 1
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
-def test_also_from_two_stores_at_once(postgres_url: str) -> None:
+@ON_POSTGRESQL
+def test_also_from_two_stores_at_once(migrated_url: str) -> None:
     async def run() -> None:
-        async with opened(postgres_url) as one, opened(postgres_url) as two:
+        async with opened(migrated_url) as one, opened(migrated_url) as two:
             index = await one.ledger.commit(token_write("three", uses=3))
             writes = [[certificate_write(certificate_row(), spend_token="three") for _ in range(50)] for _ in range(2)]
             both = await asyncio.gather(outcomes(one, writes[0]), outcomes(two, writes[1]))
@@ -186,9 +188,10 @@ def test_also_from_two_stores_at_once(postgres_url: str) -> None:
     asyncio.run(run())
 
 
-def test_two_stores_write_one_log_without_gaps(postgres_url: str) -> None:
+@ON_POSTGRESQL
+def test_two_stores_write_one_log_without_gaps(migrated_url: str) -> None:
     async def run() -> None:
-        async with opened(postgres_url) as one, opened(postgres_url) as two:
+        async with opened(migrated_url) as one, opened(migrated_url) as two:
             key = os.urandom(32)
             writes = [
                 [certificate_write(certificate_row(f"spiffe://example.org/{n % 7}", spki=key if n % 9 == 0 else None)) for n in range(60)]
@@ -204,7 +207,7 @@ def test_two_stores_write_one_log_without_gaps(postgres_url: str) -> None:
 # --- what is refused, and what stays ----------------------------------------------------------------------------------------------------
 
 
-def test_a_conflict_undoes_only_its_own_write(database_url: str) -> None:
+def test_a_conflict_undoes_only_its_own_write(migrated_url: str) -> None:
     async def work(store: Store) -> None:
         changed = update(tables.meta).where(tables.meta.c.name == "generation").values(value="77")
         conflict = HandclaspError(Kind.SUPERSEDED, "somebody was first")
@@ -218,7 +221,7 @@ def test_a_conflict_undoes_only_its_own_write(database_url: str) -> None:
         assert found.value != "77"
         await check_whole(store, done, [bad])
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
 POISON = [
@@ -234,7 +237,7 @@ _FIRST = certificate_row()
 
 
 @pytest.mark.parametrize("make", [make for _, make in POISON], ids=[name for name, _ in POISON])
-def test_one_bad_write_does_not_take_the_others_down(database_url: str, make: Callable[[], Write]) -> None:
+def test_one_bad_write_does_not_take_the_others_down(migrated_url: str, make: Callable[[], Write]) -> None:
     async def work(store: Store) -> None:
         first = await outcomes(store, [certificate_write(_FIRST), token_write("two", uses=2)])
         poison = make()
@@ -244,10 +247,11 @@ def test_one_bad_write_does_not_take_the_others_down(database_url: str, make: Ca
         assert refusals == [(poison, Kind.CONFLICT)]
         await check_whole(store, first[0] + done, [poison] if poison.certificate is None else [])
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
-def test_text_with_a_nul_is_one_refusal_on_postgresql(postgres_url: str) -> None:
+@ON_POSTGRESQL
+def test_text_with_a_nul_is_one_refusal_on_postgresql(migrated_url: str) -> None:
     """PostgreSQL stores no NUL in text. Once it took the whole batch down as "unavailable"."""
 
     async def work(store: Store) -> None:
@@ -256,7 +260,7 @@ def test_text_with_a_nul_is_one_refusal_on_postgresql(postgres_url: str) -> None
         assert [write for _, write in done] == [good]
         assert refusals == [(poison, Kind.CONFLICT)]
 
-    on_store(postgres_url, work)
+    on_store(migrated_url, work)
 
 
 def _with(**more: Any) -> Callable[[CertificateRow], Write]:
@@ -308,7 +312,7 @@ REFUSED: list[tuple[str, list[Callable[[CertificateRow], Write]], Callable[[Cert
 @pytest.mark.parametrize("together", [False, True], ids=["after", "together"])
 @pytest.mark.parametrize(("before", "make", "kind"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_what_is_refused_leaves_nothing_behind(
-    database_url: str, together: bool, before: list[Callable[[CertificateRow], Write]], make: Callable[[CertificateRow], Write], kind: Kind
+    migrated_url: str, together: bool, before: list[Callable[[CertificateRow], Write]], make: Callable[[CertificateRow], Write], kind: Kind
 ) -> None:
     """Also when what stands in the way is committed in the same transaction: a revocation counts at once."""
 
@@ -327,10 +331,10 @@ def test_what_is_refused_leaves_nothing_behind(
         assert found is not None
         assert found.superseded_by is None
 
-    on_store(database_url, work, window=0.01)
+    on_store(migrated_url, work, window=0.01)
 
 
-def test_a_renewal_supersedes_its_predecessor_once(database_url: str) -> None:
+def test_a_renewal_supersedes_its_predecessor_once(migrated_url: str) -> None:
     """The newest of a line is the first that was committed; a second in the grace time is another branch and changes no fact."""
 
     async def work(store: Store) -> None:
@@ -344,10 +348,10 @@ def test_a_renewal_supersedes_its_predecessor_once(database_url: str) -> None:
         assert bytes(found.superseded_by) == new[0].sha256
         assert found.superseded_at is not None
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
-def test_a_caller_that_went_away_is_recorded_and_stops_nobody(database_url: str) -> None:
+def test_a_caller_that_went_away_is_recorded_and_stops_nobody(migrated_url: str) -> None:
     async def work(store: Store) -> None:
         task = asyncio.create_task(store.ledger.commit(certificate_write(certificate_row())))
         await asyncio.sleep(0)
@@ -355,12 +359,12 @@ def test_a_caller_that_went_away_is_recorded_and_stops_nobody(database_url: str)
         assert await store.ledger.commit(Write([log_entry()])) == 1
         assert await count(store, tables.certificate) == 1
 
-    on_store(database_url, work)
+    on_store(migrated_url, work)
 
 
-def test_closing_commits_what_waits_and_refuses_what_comes_later(database_url: str) -> None:
+def test_closing_commits_what_waits_and_refuses_what_comes_later(migrated_url: str) -> None:
     async def run() -> None:
-        store = await Store.open(database_url, window=0.05)
+        store = await Store.open(migrated_url, migrate=False, window=0.05)
         waiting = [asyncio.create_task(store.ledger.commit(Write([log_entry()]))) for _ in range(600)]
         await asyncio.sleep(0)
         await store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from handclasp.access.patterns import NO_CLAIMS, ClaimPattern, Claims, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
+from handclasp.errors import HandclaspError
 from handclasp.pki.names import Names, make_names
 
 ACTIONS = frozenset({"issue", "renew", "revoke"})
@@ -78,22 +79,20 @@ class Grant:
     agent: bool = False
     """An enrolment grant: it gives an agent its own certificate, and that agent then obtains what the grant allows."""
 
+    only_names: Names | None = field(init=False, compare=False, default=None)
+    """The names of the one identity that this grant speaks of, so that who has it need not name them; None where there is a choice.
+
+    Patterns with ``*`` are a choice; among DNS names and addresses they are left out.
+    """
+
+    def __post_init__(self) -> None:
+        """Work out ``only_names`` once: it is asked for with each request that names nothing."""
+        object.__setattr__(self, "only_names", _only_names(self))
+
     @property
     def has_names(self) -> bool:
         """Whether it covers any name at all."""
         return bool(self.identities or self.dns or self.ip or self.email)
-
-    def only_names(self) -> Names | None:
-        """Return the names of the one identity that this grant speaks of, so that who has it need not name them.
-
-        None when there is a choice. Patterns with ``*`` are a choice; among DNS names and addresses they are left out.
-        """
-        spiffe = [text for text in self.identities.texts if "*" not in text and "{" not in text]
-        if len(spiffe) != len(self.identities.texts) or len(spiffe) > 1:
-            return None
-        dns, ip, email = ([text for text in patterns.texts if not set(text) & set("*{/")] for patterns in (self.dns, self.ip, self.email))
-        names = make_names(spiffe[0] if spiffe else None, dns, ip, email)
-        return None if names.is_empty else names
 
     def uncovered(self, names: Names, claims: Claims = NO_CLAIMS) -> str | None:
         """Return the first of the names that this grant, by itself, does not cover; None when it covers all."""
@@ -123,6 +122,18 @@ class Grant:
         if not is_agent_identity(names.spiffe) or (patterns.trust_domains and trust_domain not in patterns.trust_domains):
             return names.spiffe
         return self.uncovered(Names(dns=names.dns, ip=names.ip, email=names.email))
+
+
+def _only_names(grant: Grant) -> Names | None:
+    spiffe = [text for text in grant.identities.texts if not set(text) & set("*{")]
+    if len(spiffe) != len(grant.identities.texts) or len(spiffe) > 1:
+        return None
+    dns, ip, email = ([text for text in patterns.texts if not set(text) & set("*{/")] for patterns in (grant.dns, grant.ip, grant.email))
+    try:
+        names = make_names(spiffe[0] if spiffe else None, dns, ip, email)
+    except HandclaspError:  # more of them than one certificate can have
+        return None
+    return None if names.is_empty else names
 
 
 def is_agent_identity(spiffe_id: str) -> bool:

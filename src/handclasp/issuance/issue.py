@@ -307,7 +307,7 @@ def _resolve_names(request: IssuanceRequest, csr: Csr, predecessor: Predecessor 
 def _only_names(request: IssuanceRequest) -> Names:
     """Return the names of a caller that can only have one identity; nothing is left to choose, so nothing need be said."""
     if isinstance(request.principal, TokenPrincipal):
-        exact = request.principal.grant.only_names()
+        exact = request.principal.grant.only_names
         if exact is not None:
             return exact
     raise HandclaspError(
