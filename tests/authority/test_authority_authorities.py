@@ -374,7 +374,7 @@ def test_an_offline_root_signs_with_files_only_and_the_result_is_imported(tmp_pa
         await here.authorities.import_issuing("issuing-1", "root", signed.read_bytes(), by=BY, base_url=BASE, crl_shards=4)
         assert here.authorities.find("issuing-1").dns_zones == ("example.org",)
         assert "root 'root' has no CRL here" in (await here.publisher.problems())[0]
-        await here.publisher.import_crl("root", files.crl.read_bytes())
+        await here.publisher.import_crl("root", files.crl.read_bytes(), by=BY)
         assert len(await here.publisher.publish_dirty()) == 4
         assert await here.publisher.problems() == []
         leaf = await here.issue(Names(spiffe="spiffe://example.org/web", dns=("web.example.org",)))
@@ -385,7 +385,7 @@ def test_an_offline_root_signs_with_files_only_and_the_result_is_imported(tmp_pa
         with refused(Kind.CONFLICT):
             await here.publisher.revoke_authority("issuing-1", "ca_compromise", by=BY)
         root_crl(files, passphrase=PASSPHRASE, now=clock() + 5000, revoke={signed: 2})
-        await here.publisher.import_crl("root", files.crl.read_bytes())
+        await here.publisher.import_crl("root", files.crl.read_bytes(), by=BY)
         crls, _ = await here.publisher.get_bundle_pem("example.org")
         assert "certificate revoked" in openssl_verify(tmp_path, leaf.der, signer.chain[:1], roots, at=clock() + 6000, crls=crls)
 

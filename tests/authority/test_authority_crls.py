@@ -383,15 +383,15 @@ def test_a_crl_that_does_not_fit_is_not_imported(tmp_path: Path) -> None:
         await here.authorities.import_root("far", "example.org", files.certificate.read_bytes(), by=BY)
         old = files.crl.read_bytes()
         root_crl(files, passphrase=passphrase, now=clock() + 9000)
-        await here.publisher.import_crl("far", files.crl.read_bytes())
+        await here.publisher.import_crl("far", files.crl.read_bytes(), by=BY)
         bad = [(old, Kind.BAD_CERTIFICATE), (other.crl.read_bytes(), Kind.VERIFY_FAILED), (b"", Kind.BAD_CERTIFICATE)]
         bad += [(b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", Kind.BAD_CERTIFICATE)]
         for data, kind in bad:
             with pytest.raises(HandclaspError) as caught:
-                await here.publisher.import_crl("far", data)
+                await here.publisher.import_crl("far", data, by=BY)
             assert caught.value.kind is kind
         with pytest.raises(HandclaspError):
-            await here.publisher.import_crl("root", files.crl.read_bytes())
+            await here.publisher.import_crl("root", files.crl.read_bytes(), by=BY)
         assert (await here.publisher.get("far", 0))[0] != b""
 
     run(tmp_path, work)

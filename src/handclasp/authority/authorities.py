@@ -80,6 +80,11 @@ class Authorities:
             raise HandclaspError(Kind.UNKNOWN_AUTHORITY, f"there is no authority {name!r}", hint="`handclasp ca list` shows them")
         return self._all[name]
 
+    def known(self, certificate: bytes) -> Authority | None:
+        """Return the authority that has this certificate (PEM or DER), or None. Raises ``bad_certificate``."""
+        der = facts.load_certificate(certificate)
+        return next((one for one in self._all.values() if one.der == der), None)
+
     def get(self, name: str = "", trust_domain: str = "") -> Signer:
         """Return the signer of an active issuing authority: ``name``, or (when empty) the default one of ``trust_domain``.
 

@@ -123,8 +123,10 @@ class CrlPublisher:
         await self._store.ledger.commit(Write([entry], changes, bump=True))
         await self._authorities.load()
 
-    async def import_crl(self, name: str, data: bytes) -> None:
-        """Publish a CRL (PEM or DER) that an offline root made. Durable on return.
+    async def import_crl(self, name: str, data: bytes, *, by: By) -> int | None:
+        """Publish a CRL (PEM or DER) that an offline root made; durable on return. The one that is published already changes nothing.
+
+        Returns the place of the log entry, or None when nothing changed.
 
         Raises ``conflict`` when this authority's key is here, ``verify_failed`` when the authority did not sign it, ``bad_certificate``
         when it is not a CRL, is older than the one published, has ended, or covers only a part.
@@ -140,10 +142,14 @@ class CrlPublisher:
             raise HandclaspError(Kind.BAD_CERTIFICATE, "the CRL has no number, or its time is over")
         if found.url not in (None, authority.crl_url(0)):
             raise HandclaspError(Kind.BAD_CERTIFICATE, f"the CRL is for {found.url}, which no certificate of {name!r} names")
+        if last is not None and found.number == last.number and (await self.get(name, 0))[0] == der:
+            return None
         if last is not None and found.number <= last.number:
             words = f"CRL number {found.number} is not above {last.number}, the one published"
             raise HandclaspError(Kind.BAD_CERTIFICATE, words, hint="import the newest root.crl")
-        await self._store.ledger.commit(Write([], self._changes(authority, 0, der, last, None)))
+        what = {"authority": name, "number": str(found.number), "next_update": rfc3339(found.next_update)}
+        entry = make_entry("crl.imported", at=self._clock(), who=by, what=what)
+        return await self._store.ledger.commit(Write([entry], self._changes(authority, 0, der, last, None)))
 
     async def problems(self) -> list[str]:
         """Return a sentence for each CRL that nobody here will renew in time, or that is late; for readiness and alarms."""

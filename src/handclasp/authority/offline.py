@@ -96,7 +96,7 @@ def sign_issuing(
     """
     root = facts.load_certificate(read_small(files.certificate, what="root certificate"))
     facts.check_root(root, now)
-    trust_domain = check_trust_domain(trust_domain or _organization(root))
+    trust_domain = check_trust_domain(trust_domain or trust_domain_of_root(root))
     crl_base = facts.crl_base_of(base_url, root_name)
     der = ca.sign_issuing(
         load_key_file(files.key, passphrase),
@@ -192,6 +192,7 @@ def crl_der(data: bytes) -> bytes:
     return data
 
 
-def _organization(root: bytes) -> str:
+def trust_domain_of_root(root: bytes) -> str:
+    """Return the trust domain that a root made by us names as its organization; empty where it names none."""
     found = chains.load(root).subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(found[0].value) if found else ""

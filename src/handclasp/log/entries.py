@@ -46,6 +46,7 @@ ENTRY_TYPES: Mapping[str, str] = {
     "authority.created": "An authority was made or imported.",
     "authority.expiring": "An authority ends so soon that certificates will be cut short or cannot be issued.",
     "authority.retired": "An authority was retired: it signs no more certificates.",
+    "crl.imported": "A revocation list that an offline root made was published.",
     "agent.enrolled": "An agent made itself known for the first time.",
     "identity.assigned": "An identity was given an owner, a tier or an environment.",
     "log.personal_erased": "The personal data behind the salted hashes of an entry was erased.",

@@ -30,7 +30,7 @@ def init(settings: Settings) -> dict[str, Any]:
     """Make an installation; return what was made and where things are. Repeating it changes nothing."""
     configure(settings)
     with DataLock(settings):
-        made = _run(initialise(settings, http_url=_public_http(settings, None)))
+        made = _run(initialise(settings, http_url=public_http(settings, None)))
         _run(_write_ca_file(settings))
     return {
         "made": made,
@@ -61,7 +61,7 @@ def _start(settings: Settings, *, make: bool) -> int:
     with DataLock(settings):
         https, http = _bind_all(settings)
         if make:
-            _run(initialise(settings, http_url=_public_http(settings, http[0] if http else None)))
+            _run(initialise(settings, http_url=public_http(settings, http[0] if http else None)))
         _run(_write_ca_file(settings))
         if settings.workers == 1:
             _run(process.serve(settings, https[0], http[0] if http else None, ready=lambda: _ready(settings, https[0], http)))
@@ -89,8 +89,8 @@ def _bind(listen: str, count: int) -> list[socket]:
         ) from error
 
 
-def _public_http(settings: Settings, bound: socket | None) -> str:
-    """Return the address under which CRLs will be found; it is written into certificates, so it must not change afterwards."""
+def public_http(settings: Settings, bound: socket | None) -> str:
+    """Return the address under which CRLs will be found, empty where it cannot be known; it is written into certificates, so it must not change afterwards."""
     if settings.http == "off":
         return ""
     host, port = parse_listen(settings.http)

@@ -65,6 +65,9 @@ class Settings:
     uri_constraint: bool = _setting(
         "flag", False, "Also put the trust domain into the issuing authority as a URI name constraint (some verifiers refuse such chains)."
     )
+    offline_root: bool = _setting(
+        "flag", False, "Make no authorities at initialisation: root and issuing authority are imported (handclasp ca import)."
+    )
     key_type: str = _setting(
         "text", "p256", "Key type of new authorities: p256, p384, ed25519, rsa3072, rsa4096, ml-dsa-44, ml-dsa-65, ml-dsa-87."
     )

@@ -46,7 +46,8 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
         if await read_meta(store, "log_origin") is not None:
             await _check_same(settings, store, keystore, clock)
             return False
-        await _make_authorities(settings, store, keystore, trust_domain, http_url, clock)
+        if not settings.offline_root:
+            await _make_authorities(settings, store, keystore, trust_domain, http_url, clock)
         await _make_admin_token(settings, store, clock)
         _make_log_key(keystore)
         private_directory(log_directory(settings))
@@ -60,7 +61,7 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
 async def _check_same(settings: Settings, store: Store, keystore: KeyStore, clock: Clock) -> None:
     authorities = Authorities(store, keystore, clock)
     await authorities.load()
-    if settings.trust_domain and settings.trust_domain not in authorities.trust_domains:
+    if settings.trust_domain and authorities.trust_domains and settings.trust_domain not in authorities.trust_domains:
         raise HandclaspError(
             Kind.BAD_SETTING,
             f"{settings.data} is an installation for {', '.join(authorities.trust_domains)}, not {settings.trust_domain}",
