@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -154,10 +155,8 @@ asyncio.run(main(sys.argv[1]))
 @ON_SQLITE
 def test_files_that_may_not_grow_any_more(migrated_url: str) -> None:
     """The write-ahead log itself cannot be written, as on a disk without space; when there is space again, everything goes through."""
-    support = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, migrated_url], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": f"{support}"},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, migrated_url], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
 

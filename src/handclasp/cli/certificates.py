@@ -251,4 +251,7 @@ def revoke(state: State, certificate: str, reason: str, comment: str) -> None:
         for sha256 in done.revoked:
             terminal.write(sha256)
     count = len(done.revoked)
-    terminal.say(f"revoked {count} certificate{'' if count == 1 else 's'}: {done.reason} (log entry {done.log_entry})")
+    if done.log_entry is None:
+        terminal.say(f"it was revoked before: {done.reason}, at {done.revoked_at}")
+    else:
+        terminal.say(f"revoked {count} certificate{'' if count == 1 else 's'}: {done.reason} (log entry {done.log_entry})")

@@ -410,6 +410,7 @@ def _upsert_agent(sqlite: bool, identity: str, principal: TokenPrincipal, addres
         insert(tables.agent)
         .values(identity_id=identity_id, **values)
         .on_conflict_do_update(
-            index_elements=["identity_id"], set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, tables.agent.c.address)}
+            index_elements=["identity_id"],
+            set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, tables.agent.c.address)},
         )
     )

@@ -41,6 +41,7 @@ class Jobs:
         self._own = own
         self._tasks: list[asyncio.Task[None]] = []
         self._sequencer: Sequencer | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Begin; from inside the event loop."""
@@ -49,6 +50,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """End every job, after one last step of the log so that what was committed is in the tree."""
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -84,13 +86,18 @@ class Jobs:
                 if self._instance.witnesses:
                     group.create_task(_every(WITNESS_EVERY, "witness", self._witness()))
         finally:
-            if not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # stop() takes the last step itself
+            if not self._stopping:  # stop() takes the last step itself
                 self._sequencer.close()
                 self._sequencer = None
 
     async def _sequence(self) -> None:
         assert self._sequencer is not None
-        await self._sequencer.step()
+        step = asyncio.ensure_future(self._sequencer.step())
+        try:
+            await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await asyncio.wait([step])  # its thread writes on: nobody takes the next step, or lets go of the log, before that has ended
+            raise
         LOG_SIZE.set(self._sequencer.size)
 
     async def _publish_crls(self) -> None:

@@ -78,6 +78,7 @@ class Settings:
     name: tuple[str, ...] = _setting(
         "list", (), "DNS name or IP address that clients use for this server (repeatable; default: host name, localhost, 127.0.0.1)."
     )
+    grpc: str = _setting("text", "off", "gRPC listener; off is the only value in this version, which has no protocol to serve there.")
     http_url: str = _setting("text", "", "Public address of the HTTP listener, put into certificates for CRLs (default: http://NAME:PORT).")
     workers: int = _setting("number", 1, "Server processes; more than one needs PostgreSQL.")
     ready_file: Path | None = _setting("path", None, "File to write once everything listens: addresses, CA file, admin token file (JSON).")
@@ -165,6 +166,8 @@ class Settings:
                     parse_listen(value)
                 except HandclaspError as error:
                     found.append(f"{name}: {error.detail}")
+        if self.grpc != "off":
+            found.append("grpc: this version has no gRPC listener; leave it off")
         if self.https == "off":
             found.append("https cannot be off: the API is served there")
         return found

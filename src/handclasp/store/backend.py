@@ -1,7 +1,7 @@
 """The two databases behind one small interface: what the ledger needs to write, and nothing more.
 
 A backend owns exactly one writing connection. SQLite commits inside the event loop on purpose: a writer thread beside a busy loop costs
-more in hand-over of the interpreter lock than the commit takes (measured: ``docs/decisions/0003-group-commit.md``).
+more in hand-over of the interpreter lock than the commit takes (``docs/decisions/databases.md``).
 """
 
 from __future__ import annotations

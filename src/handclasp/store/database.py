@@ -11,9 +11,9 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import Engine, Row, create_engine, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import Select
 
@@ -29,6 +29,12 @@ GENERATION_POLL = 0.5
 
 _AWAY = (DBAPIError, PoolTimeout, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What a database that is away makes the layers raise; SQLAlchemy does not wrap what asyncpg raises while it connects."""
+
+LEADER_POLL = 0.5
+"""Seconds between looks at whether the connection that holds a leader's lock is alive."""
+
+LEADER_PATIENCE = 10.0
+"""Seconds that such a look may take before the lock counts as lost."""
 
 
 class Store:
@@ -140,20 +146,31 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def leader(self, name: str) -> AsyncIterator[bool]:
-        """Yield whether this process alone does the job ``name`` while inside. SQLite has one process, so always true there."""
+        """Yield whether this process alone does the job ``name`` while inside. SQLite has one process, so always true there.
+
+        The lock lives as long as its connection. When that breaks, what runs inside is cancelled and ``unavailable`` is raised, because
+        another process may be the leader already.
+        """
         if self._async is None:
             yield True
             return
-        async with self._async.connect() as connection:
-            key = int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
-            got = (await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})).scalar()
-            await connection.commit()
-            try:
-                yield bool(got)
-            finally:
+        key = int.from_bytes(name.encode()[:7].ljust(7, b"\0"), "big")
+        watcher: asyncio.Task[None] | None = None
+        try:
+            async with self._async.connect() as connection, asyncio.timeout(None) as term:
+                got = bool((await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})).scalar())
+                await connection.commit()
                 if got:
-                    await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
-                    await connection.commit()
+                    watcher = asyncio.get_running_loop().create_task(_end_with(connection, term), name=f"leader {name}")
+                try:
+                    yield got
+                finally:
+                    if watcher is not None:
+                        watcher.cancel()
+                        await asyncio.wait([watcher])
+                        await _unlock(connection, key)
+        except _AWAY as error:  # a term that was ended is a TimeoutError, which is an OSError
+            raise HandclaspError(Kind.UNAVAILABLE, f"the lock for {name} was lost with the database's connection", retry_after=1) from error
 
     async def _poll_generation(self) -> None:
         found = await self.point("SELECT value FROM meta WHERE name = ?", ("generation",))
@@ -181,6 +198,27 @@ class Store:
             self._sync.dispose()
         if self._async is not None:
             await self._async.dispose()
+
+
+async def _unlock(connection: AsyncConnection, key: int) -> None:
+    """Give a lock back; a connection that cannot do that is dropped, and the lock with it."""
+    try:
+        await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+        await connection.commit()
+    except (*_AWAY, PendingRollbackError):
+        await connection.invalidate()
+
+
+async def _end_with(connection: AsyncConnection, term: asyncio.Timeout) -> None:
+    """End ``term`` when the connection breaks."""
+    try:
+        while True:
+            await asyncio.sleep(LEADER_POLL)
+            async with asyncio.timeout(LEADER_PATIENCE):
+                await connection.execute(text("SELECT 1"))
+                await connection.commit()
+    except _AWAY:
+        term.reschedule(asyncio.get_running_loop().time())
 
 
 def _sqlite_path(url: str) -> Path | None:
