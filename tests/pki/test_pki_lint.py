@@ -174,3 +174,28 @@ def test_no_changed_byte_gets_through(at, change):
     data[at % len(data)] ^= change
     with refused(Kind.LINT_FAILED):
         lint(bytes(data), plan)
+
+
+@given(st.data())
+def test_the_short_way_for_bytes_judged_before_sees_every_changed_byte(data: st.DataObject) -> None:
+    """The second certificate of an identity takes a shorter way through the lint, which must see as much."""
+    plan = plan_of(names=_NAMES)
+    lint(plan.tbs, plan)
+    lint(plan.tbs, plan)
+    position = data.draw(st.integers(0, len(plan.tbs) - 1))
+    changed = bytearray(plan.tbs)
+    changed[position] ^= data.draw(st.integers(1, 255))
+    with refused(Kind.LINT_FAILED):
+        lint(bytes(changed), plan)
+
+
+def test_the_short_way_does_not_lead_from_one_identity_or_profile_to_another() -> None:
+    plan = plan_of(names=_NAMES)
+    lint(plan.tbs, plan)
+    for other in (
+        dataclasses.replace(plan, names=Names(_NAMES.spiffe, ("other.example.org",), _NAMES.ip)),
+        dataclasses.replace(plan, profile=dataclasses.replace(plan.profile, extended_key_usage=("client_auth",))),
+        dataclasses.replace(plan, issuer=dataclasses.replace(plan.issuer, key_id=b"\0" * 20)),
+    ):
+        with refused(Kind.LINT_FAILED):
+            lint(plan.tbs, other)

@@ -19,7 +19,7 @@ from handclasp.pki.names import Names, in_dns_zone, trust_domain_of
 from handclasp.pki.profiles import Profile
 
 _VERSION_3 = der.explicit(0, der.integer(2))
-_SKI_HEAD = bytes.fromhex("301d0603551d0e04160414")  # Extension, subjectKeyIdentifier, not critical, 20 bytes
+SUBJECT_KEY_HEAD = bytes.fromhex("301d0603551d0e04160414")  # Extension, subjectKeyIdentifier, not critical, 20 bytes
 _COMMON_NAME = der.oid("2.5.4.3")
 MAX_COMMON_NAME = 64  # RFC 5280 appendix A, ub-common-name
 
@@ -175,7 +175,7 @@ def encode_tbs(
     subject = encode_subject(names)
     extensions = (
         profile.extensions_der
-        + _SKI_HEAD
+        + SUBJECT_KEY_HEAD
         + keys.key_id(spki)
         + issuer.authority_key_der
         # RFC 5280 4.2.1.6: critical when there is no subject, because then nothing else says who this is.
