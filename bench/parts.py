@@ -67,7 +67,7 @@ async def _measure(directory: Path) -> dict[str, float]:
         "sign_and_check": _each(lambda: signer.sign(next(unsigned))),
         "log_entry": _each(lambda: make_entry("certificate.issued", at=now, who=principal.to_log(), what=what, why={"grant": "token:x"})),
     }
-    figures["ledger"] = await _ledger(instance, directory)
+    figures["ledger"] = await _ledger(instance)
     figures["log_tree"] = await _sequence(instance)
     await instance.close()
     return figures
@@ -91,7 +91,7 @@ async def _each_async(work: Callable[[], Any]) -> float:
     return (time.process_time() - started) / ROUNDS * 1e6
 
 
-async def _ledger(instance: Any, directory: Path) -> float:
+async def _ledger(instance: Any) -> float:
     """Return the cost of making one certificate and its entry durable, 32 callers at a time."""
     from handclasp.log.entries import make_entry
     from handclasp.store.ledger import CertificateRow, Write

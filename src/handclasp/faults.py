@@ -1,8 +1,8 @@
 """Named places where a test may stop, fail or kill the process.
 
-``HANDCLASP_FAULT=issue.after_sign:kill`` kills the process (SIGKILL) the first time it passes that point; ``:fail`` raises an ``OSError``
-there; ``:N:kill`` does so at the N-th passing. Without the variable a point costs one comparison. There is no way to arm a point at run time
-from outside the process.
+``HANDCLASP_FAULT=issue.signed:kill`` kills the process (SIGKILL) the first time it passes that point; ``:fail`` raises an ``OSError``
+there; ``:N:kill`` does so at the N-th passing. Without the variable a point costs one comparison. There is no way to arm a point at run
+time from outside the process.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ class CertificatePrincipal:
 
     def to_log(self) -> dict[str, str]:
         """Return who this is, for the log."""
-        return {"kind": "certificate", "identity": self.identity, "sha256": self.sha256.hex()}
+        identity = "email" if self.identity.startswith("email:") else self.identity  # an address is personal; the hash says which
+        return {"kind": "certificate", "identity": identity, "sha256": self.sha256.hex()}
 
 
 @dataclass(frozen=True, slots=True)

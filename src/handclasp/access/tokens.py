@@ -252,12 +252,15 @@ class Tokens:
         now = self._clock()
         row, text = new_token(request, now=now, random=self._random, created_by=by)
         token_id, grant = row["id"], msgspec.json.decode(row["grant"])
+        personal = {"owner": request.owner} if request.owner else {}
+        if grant.pop("allow_email", None):  # addresses are people's: salted, so that they can be erased
+            personal["allow_email"] = ",".join(request.allow_email)
         entry = make_entry(
             "token.created",
             at=now,
             who=_who(by),
             what={"token": token_id, "name": row["name"], "uses": row["uses"], "expires_at": rfc3339(row["expires_at"]), "grant": grant},
-            personal={"owner": request.owner} if request.owner else {},
+            personal=personal,
             subjects=[f"token:{token_id}"],
             random=self._random,
         )

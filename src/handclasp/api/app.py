@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -49,7 +51,7 @@ def make_app(routes: Iterable[Route], services: Services, *, door: str = "api") 
     for route in routes:
         by_path.setdefault(route.path, {})[route.method] = route
     ordered = sorted(by_path.items(), key=lambda item: _generality(item[0]))
-    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door), methods=_ALL) for path, methods in ordered]
+    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door)) for path, methods in ordered]
     return Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door))
 
 
@@ -58,12 +60,8 @@ def _generality(path: str) -> tuple[bool, int]:
     return ("{" in path, -len(path) if "{" in path else 0)
 
 
-_ALL = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
-"""Every method reaches the endpoint of its path, which answers 405 itself, as a problem document."""
-
-
 class Endpoint:
-    """One path with its methods, as an ASGI application."""
+    """One path with its methods, as an ASGI application. Every method reaches it, and it answers 405 itself, as a problem document."""
 
     def __init__(self, methods: Mapping[str, Route], services: Services, door: str) -> None:
         self._services = services
@@ -75,6 +73,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever goes wrong becomes a problem document."""
+        began = time.perf_counter()
         action = self._actions.get(scope["method"])
         source = Source(self._door, scope["client"][0] if scope.get("client") else None)
         headers = dict(scope["headers"])
@@ -90,10 +89,10 @@ class Endpoint:
         except HandclaspError as error:
             answer = await self._refuse(error, scope, source, caller[0])
         except Exception:  # the last line of defence: a bug must not take the connection down or show its inside
-            _log.exception("unexpected error in %s %s", scope["method"], scope["path"])
-            answer = _problem_answer(HandclaspError(Kind.INTERNAL, "unexpected error"), scope["path"])
+            _log.exception("unexpected error in %s %s", scope["method"], _shown_path(scope))
+            answer = _problem_answer(HandclaspError(Kind.INTERNAL, "unexpected error"), _shown_path(scope))
         if action is not None:
-            action.count(answer[0])
+            action.count(answer[0], time.perf_counter() - began)
         await _send(send, answer, scope["method"] == "HEAD")
 
     def _no_action(self, scope: Scope) -> HandclaspError:
@@ -111,8 +110,10 @@ class Endpoint:
             _check_may_call(principal, route)
             assert principal is not None
             services.principal_limit.check(principal.describe())
+        if "\0" in scope["path"]:  # PostgreSQL has no text with it, and no name of ours
+            raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
         body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
-        query = _query(scope["query_string"])
+        query = action.query(scope["query_string"])
         call = Call(services, source, scope.get("path_params", {}), query, headers, action.decode(body, headers), caller[0], certificate)
         return _to_answer(route, await route.handler(call), headers)
 
@@ -123,21 +124,19 @@ class Endpoint:
             try:
                 self._services.refused_limit.check(source.address)
             except HandclaspError as limited:
-                return _problem_answer(limited, scope["path"])
-            if scope["path"] not in _LOGS_ITSELF or caller is None:
+                return _problem_answer(limited, _shown_path(scope))
+            if caller is None or not _logs_itself(scope):
                 await self._log_refusal(error, scope, source, caller)
         elif status >= 500:
-            _log.error("%s %s: %s", scope["method"], scope["path"], error)
-        return _problem_answer(error, scope["path"], self._allow)
+            _log.error("%s %s: %s", scope["method"], _shown_path(scope), error)
+        return _problem_answer(error, _shown_path(scope), self._allow)
 
     async def _log_refusal(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> None:
-        if caller is not None and scope["path"].endswith((":renew", ":revoke", ":batch")) and scope["path"].startswith("/v1/certificates"):
-            return  # issuance and revocation log their own refusals, with more to say
         entry = make_entry(
             "access.refused",
             at=self._services.clock(),
             who=caller.to_log() if caller is not None else {"kind": "unknown"},
-            what={"method": scope["method"], "path": scope["path"][:200]},
+            what={"method": scope["method"], "path": _shown_path(scope)[:200]},
             why={"kind": error.kind.value},
             source=source.to_log(),
         )
@@ -145,8 +144,25 @@ class Endpoint:
             await self._services.store.ledger.commit(Write([entry]))
 
 
-_LOGS_ITSELF = frozenset({"/v1/certificates"})
+_LOGS_ITSELF = re.compile(r"/v1/certificates(:batch|/[^/]+:(renew|revoke))?")
+_SECRET = re.compile(r"(hct_[a-z2-7]*)[\w-]*|eyJ[\w-]+\.[\w.-]*")
+
+
+def _logs_itself(scope: Scope) -> bool:
+    """Issuance and revocation log their own refusals of a known caller, with more to say."""
+    return scope["method"] == "POST" and _LOGS_ITSELF.fullmatch(scope["path"]) is not None
+
+
+def _shown_path(scope: Scope) -> str:
+    """Return the path as it may be logged and shown: without a token that somebody put there by mistake."""
+    path: str = scope["path"]
+    return _SECRET.sub(r"\1…", path) if "hct_" in path or "eyJ" in path else path
+
+
 _Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # the escape itself, and not a backslash that is followed by "u0000"
 
 
 class _Action:
@@ -156,7 +172,18 @@ class _Action:
         self.route = route
         self.has_body = route.method in ("POST", "PUT", "PATCH")
         self._decoder = msgspec.json.Decoder(route.request) if route.request is not None else None
+        self._parameters = frozenset(parameter.name for parameter in route.parameters)
         self._counters: dict[int, Any] = {}
+        self._seconds = SECONDS.labels(route.method, route.path)
+
+    def query(self, raw: bytes) -> dict[str, str]:
+        """Return the query parameters. One that the route does not have is refused: a misspelt filter would show everything."""
+        query = _query(raw)
+        unknown = query.keys() - self._parameters
+        if unknown:
+            hint = f"it has {', '.join(sorted(self._parameters))}" if self._parameters else "it has none"
+            raise HandclaspError(Kind.BAD_REQUEST, f"{min(unknown)[:100]!r} is not a query parameter of this address", hint=hint)
+        return query
 
     def decode(self, body: bytes, headers: Mapping[bytes, bytes]) -> Any:
         """Return the body as the route's request type; as text where it has none."""
@@ -165,13 +192,16 @@ class _Action:
         media_type = headers.get(b"content-type", _JSON).partition(b";")[0].strip().lower()
         if media_type != _JSON:
             raise HandclaspError(Kind.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
+        if b"\\u0000" in body and _NUL.search(body):
+            raise HandclaspError(Kind.BAD_REQUEST, "the body cannot be used: a text in it has a NUL")  # PostgreSQL has no such text
         try:
             return self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise HandclaspError(Kind.BAD_REQUEST, f"the body cannot be used: {error}") from error
 
-    def count(self, status: int) -> None:
-        """Count one answer."""
+    def count(self, status: int, seconds: float) -> None:
+        """Count one answer, and the time it took."""
+        self._seconds.observe(seconds)
         counter = self._counters.get(status)
         if counter is None:
             counter = self._counters[status] = REQUESTS.labels(self.route.method, self.route.path, str(status))

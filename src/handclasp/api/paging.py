@@ -46,11 +46,16 @@ def read_cursor(query: Mapping[str, str], *types: type) -> tuple[Any, ...] | Non
         for value, type_ in zip(key, types, strict=True):
             if type(value) is not type_:
                 raise ValueError("another shape")
-            if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and "\0" in value):
+            if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and not _is_text(value)):
                 raise ValueError("another range")
         return tuple(key)
     except (ValueError, binascii.Error, RecursionError) as error:
         raise HandclaspError(Kind.BAD_REQUEST, "cursor is not one this server gave out", hint="begin again without it") from error
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether a database can hold it: JSON can escape NUL and halves of characters, which are no text."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def page(rows: Sequence[Any], limit: int) -> tuple[Sequence[Any], bool]:

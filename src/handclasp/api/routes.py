@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,11 @@ class Plain:
     max_age: int = 0
     """Seconds a cache may keep it."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def tagged(data: bytes, media_type: str, max_age: int = 0) -> Plain:
+    """Return an answer with a strong ETag of its content, so that who has it need not fetch it again."""
+    return Plain(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"', max_age)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from handclasp.issuance.issue import Issuance
 from handclasp.issuance.revoke import Revoker
 from handclasp.issuance.rulebook import Rulebook
 from handclasp.log.cosign import Cosignatures
+from handclasp.log.notes import NoteSigner
 from handclasp.log.tiles import TileStorage
 from handclasp.store.database import Store
 
@@ -33,6 +34,8 @@ class Services:
     clock: Clock
     tiles: TileStorage
     cosignatures: Cosignatures
+    log_signer: NoteSigner
+    """Signs checkpoints; here only the log's own earlier ones again, for proofs against a checkpoint that somebody kept."""
     oidc: OidcVerifier
     principal_limit: Limiter
     refused_limit: Limiter

@@ -89,9 +89,11 @@ API: tuple[Route, ...] = (
           kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/v1/log/checkpoint", log.checkpoint, "log:read", "The newest checkpoint", media_type=TEXT, kinds=(Kind.NOT_FOUND,)),
     Route("POST", "/v1/log/checkpoint:cosign", log.cosign, "log:write", "Add a witness's cosignature", media_type=TEXT,
-          kinds=(Kind.VERIFY_FAILED,)),
+          kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/v1/log/proof", log.prove, "log:read", "Prove that an entry is in the log", response=wire.LogProof,
-          parameters=(_text("index", "The entry's index."), _text("sha256", "Fingerprint of the certificate that the entry issued.")),
+          parameters=(_text("index", "The entry's index."), _text("sha256", "Fingerprint of the certificate that the entry issued."),
+                      Parameter("size", "Prove it against the log's checkpoint at this size, one that was kept; default: the newest.",
+                                {"type": "integer", "minimum": 1})),
           kinds=(Kind.NOT_FOUND,)),
     Route("POST", "/v1/log/personal:erase", log.erase_personal, "log:write", "Erase an entry's personal data",
           wire.ErasePersonal, wire.Done, kinds=(Kind.NOT_FOUND,)),
@@ -107,8 +109,8 @@ API: tuple[Route, ...] = (
 """Served on the HTTPS listener."""
 
 PLAIN_HTTP: tuple[Route, ...] = (
-    Route("GET", "/crl/{authority}/{shard:int}.crl", trust.crl, PUBLIC, "One shard of a CRL", media_type="application/pkix-crl",
-          kinds=(Kind.NOT_FOUND, Kind.UNKNOWN_AUTHORITY)),
+    Route("GET", "/crl/{authority}/{shard}.crl", trust.crl, PUBLIC, "One shard of a CRL", media_type="application/pkix-crl",
+          kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/ca/{name}.cer", trust.authority_certificate, PUBLIC, "An authority's certificate",
           media_type="application/pkix-cert", kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/healthz", system.healthz, PUBLIC, "Whether the process runs", response=wire.Health),

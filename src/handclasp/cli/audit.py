@@ -104,13 +104,18 @@ def show(state: State, index: int) -> None:
 
 
 @audit.command(
-    client=True, example="handclasp audit prove web.pem --out web.proof\nhandclasp audit verify --proof web.proof --vkey-file log.vkey"
+    client=True,
+    example="handclasp audit prove web.pem --out web.proof\nhandclasp audit verify --proof web.proof --vkey-file log.vkey\n"
+    "handclasp audit prove web.pem --checkpoint kept.checkpoint --out web.proof",
 )
 @click.argument("certificate", required=False, metavar="[SHA256|FILE]", help="The certificate whose issuance is to be proved.")
 @click.option("--index", type=click.IntRange(0), help="Prove the entry at this place instead.")
+@click.option(
+    "--checkpoint", metavar="FILE", help="Prove it against this checkpoint, which was kept elsewhere, instead of the log's newest."
+)
 @click.option("--out", metavar="FILE", help="Write the proof to FILE instead of stdout.")
 @pass_state
-def prove(state: State, certificate: str | None, index: int | None, out: str | None) -> None:
+def prove(state: State, certificate: str | None, index: int | None, checkpoint: str | None, out: str | None) -> None:
     """Get a proof that an entry is in the log: anyone can check it offline, with the log's key."""
     from handclasp.wire import LogProof
 
@@ -121,6 +126,8 @@ def prove(state: State, certificate: str | None, index: int | None, out: str | N
         from handclasp.cli.pem import fingerprint_of
 
         params = {"sha256": fingerprint_of(certificate)}
+    if checkpoint is not None:
+        params["size"] = _size_of(checkpoint)
     found = state.api().get("/v1/log/proof", LogProof, **params)
     if out:
         from handclasp.cli.files import write_file
@@ -131,6 +138,15 @@ def prove(state: State, certificate: str | None, index: int | None, out: str | N
     elif not out:
         terminal.write_text(found.proof)
     terminal.say(f"entry {found.index} in the log of {found.tree_size} entries" + (f"; the proof is in {out}" if out else ""))
+
+
+def _size_of(file: str) -> int:
+    """Return the size in a kept checkpoint. Its signatures are checked where the proof is verified, which needs no server."""
+    from handclasp.cli.files import read_text
+    from handclasp.log.checkpoint import parse_checkpoint
+    from handclasp.log.notes import parse_note
+
+    return parse_checkpoint(parse_note(read_text(file)).text).size
 
 
 @audit.command(client=True, example="handclasp audit erase 1042")

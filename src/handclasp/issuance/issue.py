@@ -42,7 +42,7 @@ NOT_DECISIONS = frozenset({Kind.UNAVAILABLE, Kind.INTERNAL, Kind.TIMEOUT, Kind.R
 
 _PREDECESSOR = (
     "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.revoked_at, c.granted_by,"
-    " c.spki_sha256 FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
+    " c.spki_sha256, c.authority_id FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
 
 
@@ -53,7 +53,8 @@ class Predecessor:
     sha256: bytes
     names: Names
     profile: str
-    lifetime: float
+    lifetime: float | None
+    """Seconds from the beginning to the end; None when the end is its authority's, and says nothing of what was wanted."""
     not_after: int
     line: bytes
     generation: int
@@ -178,12 +179,15 @@ class Issuance:
         row = await self._store.point(_PREDECESSOR, (sha256,))
         if row is None:
             raise HandclaspError(Kind.NOT_FOUND, "the certificate to renew was not issued here")
-        name, profile, names, not_before, not_after, line, generation, superseded_at, revoked_at, granted_by, spki = row
+        name, profile, names, not_before, not_after, line, generation, superseded_at, revoked_at, granted_by, spki, authority_id = row
         others = json.loads(names)
         spiffe = name if name.startswith("spiffe://") else None
+        # Otherwise who renewed near the end of an authority would have ever shorter certificates, and from its successor no longer ones.
+        clamped = any(one.id == authority_id and not_after >= one.not_after // 1000 * 1000 for one in self._authorities.all())
         return Predecessor(
             sha256, make_names(spiffe, others.get("dns", ()), others.get("ip", ()), others.get("email", ())), profile,
-            (not_after - not_before) / 1000, not_after, bytes(line), generation, superseded_at, revoked_at, granted_by, bytes(spki),
+            None if clamped else (not_after - not_before) / 1000, not_after,
+            bytes(line), generation, superseded_at, revoked_at, granted_by, bytes(spki),
         )  # fmt: skip
 
     def _check_predecessor(self, request: IssuanceRequest, predecessor: Predecessor, csr: Csr, profile: Profile) -> None:
@@ -332,7 +336,7 @@ def _agree(one: Names, other: Names) -> bool:
 
 def _wanted_lifetime(request: IssuanceRequest, predecessor: Predecessor | None, profile: Profile) -> float | None:
     """Return what was asked for; for a renewal what the predecessor had, within the profile of today; None for the profile's default."""
-    if request.ttl is not None or predecessor is None:
+    if request.ttl is not None or predecessor is None or predecessor.lifetime is None:
         return request.ttl
     return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))
 
@@ -389,10 +393,11 @@ def _refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) 
         "ip": list(request.ip)[:20],
         "profile": request.profile,
     }
-    what: dict[str, Any] = {key: value for key, value in wanted.items() if value}
+    # What was refused was mostly not even checked: somebody's address may stand anywhere in it.
+    about_people = bool(request.email) or "@" in refusal.detail or any("@" in str(value) for value in wanted.values())
+    what: dict[str, Any] = {key: value for key, value in wanted.items() if value and "@" not in str(value)}
     if request.predecessor is not None:
         what["predecessor"] = request.predecessor.hex()
-    about_people = bool(request.email) or "@" in refusal.detail
     why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": refusal.detail[:500]}
     return make_entry(
         "renewal.refused" if request.predecessor is not None else "issuance.refused",

@@ -102,6 +102,7 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         clock=clock,
         tiles=storage,
         cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
+        log_signer=signer,
         oidc=oidc,
         principal_limit=Limiter(settings.rate_principal, max(1, round(settings.rate_principal * BURST_SECONDS)), clock),
         refused_limit=Limiter(settings.rate_refused, max(1, round(settings.rate_refused * BURST_SECONDS)), clock),

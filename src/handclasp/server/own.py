@@ -72,7 +72,7 @@ class OwnCertificate:
         return dns, ip
 
     def _trusted(self) -> bytes:
-        """Return what client certificates are verified against: issuing authorities, the cheapest handshake (docs/decisions/roots-in-bundles.md)."""
+        """Return what client certificates are verified against: issuing authorities (why: ``docs/decisions/roots-in-bundles.md``)."""
         return "".join(to_pem(authority.der) for authority in self._instance.authorities.issuing()).encode()
 
 

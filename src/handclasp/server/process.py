@@ -84,9 +84,8 @@ async def _serve(instance: Instance, https: socket.socket, http: socket.socket |
     if http is not None:
         servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http"), None), http))
     stop = _stop_on_signal()
-    running = []
-    for server, bound in servers:
-        running.append(asyncio.create_task(server.serve(sockets=[bound])))  # noqa: PERF401  (a list of tasks held by name)
+    loop = asyncio.get_running_loop()
+    running = [loop.create_task(server.serve(sockets=[bound]), name=address_of(bound)) for server, bound in servers]
     slow = asyncio.create_task(_close_slow([server for server, _ in servers], instance.settings.request_timeout))
     while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
         await asyncio.sleep(0.005)

@@ -90,7 +90,10 @@ def _bind(listen: str, count: int) -> list[socket]:
 
 
 def public_http(settings: Settings, bound: socket | None) -> str:
-    """Return the address under which CRLs will be found, empty where it cannot be known; it is written into certificates, so it must not change afterwards."""
+    """Return the address under which CRLs will be found, empty where it cannot be known.
+
+    It is written into certificates, so it must not change afterwards.
+    """
     if settings.http == "off":
         return ""
     host, port = parse_listen(settings.http)

@@ -11,9 +11,15 @@ import hashlib
 import ssl
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from handclasp.api.problems import to_problem
 from handclasp.client.material import Credential, load_credential, load_trust
+from handclasp.errors import HandclaspError, Kind
+
+MAX_HEAD = 65_536
+"""Bytes of request line and headers together. A token has 16 KiB at most, and nothing else here needs as many."""
 
 
 class PeerCertificateProtocol(HttpToolsProtocol):
@@ -26,6 +32,10 @@ class PeerCertificateProtocol(HttpToolsProtocol):
         """Remember who is at the other end."""
         super().connection_made(transport)
         self.reading_since: float | None = self.loop.time()
+        """Since when we wait for the rest of a head, or of a body that nobody reads any more; None while the application works."""
+        self._head_size = 0
+        self._head_too_large = False
+        self._body_open = False
         self._tls: dict[str, Any] | None = None
         ssl_object = transport.get_extra_info("ssl_object")
         if ssl_object is not None:
@@ -36,6 +46,20 @@ class PeerCertificateProtocol(HttpToolsProtocol):
                 "client_sha256": hashlib.sha256(der).digest() if der else None,
             }
 
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; end the connection when the head of a request grows beyond its limit."""
+        if self.reading_since is None and (self.cycle is None or self.cycle.response_complete):
+            # uvicorn's own timer for idle connections ends with any byte, also with an empty line that begins no request.
+            self.reading_since = self.loop.time()
+        super().data_received(data)
+        if self.reading_since is None or self._body_open:
+            self._head_size = 0
+            return
+        self._head_size += len(data)
+        if self._head_size > MAX_HEAD + len(data) and not self.transport.is_closing():  # this chunk may have begun with other things
+            self._head_too_large = True
+            self.send_400_response("")
+
     def on_message_begin(self) -> None:
         """Put the connection's TLS facts into the new request's scope."""
         super().on_message_begin()
@@ -45,11 +69,40 @@ class PeerCertificateProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Note that the head of the request is here: from now on the application's own time limit holds."""
-        self.reading_since = None
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
+            self._head_too_large = True
+            raise ValueError("the head is too large")  # the parser reports it, and send_400_response answers
+        self.reading_since, self._body_open = None, True
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """Note that the request is here in full. If it was answered before that, the clock for the next one runs."""
+        super().on_message_complete()
+        self._body_open = False
+        self.reading_since = self.loop.time() if self.cycle.response_complete else None
+
+    def on_response_complete(self) -> None:
+        """Give a client that was refused before it had sent all of its body a while to finish; without a limit it could drip for ever."""
+        super().on_response_complete()
+        if self._body_open and self.cycle.response_complete:
+            self.reading_since = self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's words are not shown)
+        """Answer what is not HTTP, or not HTTP that we take, with a problem document too, and end the connection."""
+        if self._head_too_large:
+            status, error = 431, HandclaspError(Kind.TOO_LARGE, f"request line and headers have more than {MAX_HEAD} bytes")
+        else:
+            status, error = 400, HandclaspError(Kind.BAD_REQUEST, "this is not an HTTP request")
+        problem = to_problem(error)
+        problem.status = status
+        body = msgspec.json.encode(problem)
+        phrase = b"Request Header Fields Too Large" if status == 431 else b"Bad Request"
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (status, phrase, len(body)) + body)
+        self.transport.close()
+
     def close_if_slow(self, now: float, limit: float) -> None:
-        """End a connection that has been sending the head of one request for too long, or never began (slow loris)."""
+        """End a connection that has been sending one request for too long, or never began (slow loris)."""
         if self.reading_since is not None and now - self.reading_since > limit and self.transport is not None:
             self.transport.close()
 
@@ -72,7 +125,7 @@ class SwappableTls:
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = self._minimum
-        # Verify mode and flags of the outer context count for every connection, so both contexts must have them; the anchors are the inner's.
+        # Verify mode and flags of the outer context count for every connection, so both contexts have them; the anchors are the inner's.
         context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         # A resumed session is not verified again: with tickets, a certificate whose authority was removed would still be let in.

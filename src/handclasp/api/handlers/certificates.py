@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 from sqlalchemy import Row, and_, func, or_, select
@@ -12,7 +13,7 @@ from sqlalchemy.sql import ColumnElement, Select
 from handclasp.access.authorize import Allowed, check_scope
 from handclasp.api.paging import page, read_cursor, read_limit, read_sha256, read_text, write_cursor
 from handclasp.api.problems import to_problem
-from handclasp.api.routes import Call
+from handclasp.api.routes import Call, Plain, tagged
 from handclasp.clock import parse_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
@@ -33,7 +34,10 @@ from handclasp.wire import (
     RenewRequest,
     Revoked,
     RevokeRequest,
+    to_json,
 )
+
+_log = logging.getLogger("handclasp.api")
 
 STATES = ("valid", "expired", "revoked", "superseded")
 
@@ -54,6 +58,9 @@ async def _issue_item(call: Call, request: IssueRequest) -> BatchItem:
         return BatchItem(issued=to_issued(await call.services.issuance.issue(_request(call, request))))
     except HandclaspError as error:
         return BatchItem(problem=to_problem(error))
+    except Exception:  # a bug that one item finds must not keep from the others that they were issued
+        _log.exception("unexpected error in an item of a batch")
+        return BatchItem(problem=to_problem(HandclaspError(Kind.INTERNAL, "unexpected error")))
 
 
 def _request(call: Call, body: IssueRequest) -> IssuanceRequest:
@@ -243,7 +250,7 @@ def _reason(code: int | None) -> str | None:
     return next((name for name, value in REASONS.items() if value == code), None) if code is not None else None
 
 
-async def renewal_info(call: Call) -> RenewalInfo:
+async def renewal_info(call: Call) -> Plain:
     """Say when one certificate should be renewed, as things are now; its holder and readers of certificates may ask."""
     sha256 = read_sha256(call.path["sha256"])
     if call.client_certificate != sha256 and not isinstance(check_scope(call.principal, "certificates:read"), Allowed):
@@ -251,12 +258,13 @@ async def renewal_info(call: Call) -> RenewalInfo:
     row = await call.services.store.row(_query().where(tables.certificate.c.sha256 == sha256))
     if row is None:
         raise HandclaspError(Kind.NOT_FOUND, "no certificate with this fingerprint was issued here")
-    return RenewalInfo(
+    info = RenewalInfo(
         sha256=sha256.hex(),
         renew_after=rfc3339(row.renew_after),
         renew_before=rfc3339(row.renew_before),
         state=_state(row, call.services.clock()),
     )
+    return tagged(to_json(info), "application/json")
 
 
 async def list_identities(call: Call) -> IdentityList:

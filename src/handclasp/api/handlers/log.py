@@ -9,12 +9,13 @@ from sqlalchemy import delete, select
 
 from handclasp.api.paging import page, read_cursor, read_index, read_limit, read_sha256, read_text, read_time, write_cursor
 from handclasp.api.routes import Call, Plain
+from handclasp.api.services import Services
 from handclasp.clock import parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.checkpoint import SignedCheckpoint
 from handclasp.log.entries import make_entry, parse_entry
 from handclasp.log.merkle import leaf_hash
-from handclasp.log.proofs import make_proof
+from handclasp.log.proofs import Proof, checkpoint_at, make_proof
 from handclasp.log.tiles import HashReader
 from handclasp.store import tables
 from handclasp.store.ledger import Change, Write
@@ -54,7 +55,9 @@ async def list_entries(call: Call) -> LogEntryList:
 
 async def _entries_about(call: Call, subject: str, limit: int, after: tuple[Any, ...] | None) -> LogEntryList:
     about, entry = tables.log_subject, tables.log_entry
-    query = select(entry.c.index.label("place"), entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
+    query = (
+        select(entry.c.index.label("place"), entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
+    )
     if after is not None:
         query = query.where(entry.c.index < after[0])
     rows, more = page(await call.services.store.rows(query.order_by(entry.c.index.desc()).limit(limit + 1)), limit)
@@ -96,18 +99,37 @@ async def prove(call: Call) -> LogProof:
     """Prove that an entry is in the log: by index, or the entry that issued the certificate with a fingerprint."""
     index = await _wanted_index(call)
     data = await _entry(call, index)
+    wanted = _wanted_size(call, index)
     newest = await _checkpoint_with(call, index)
-    size = newest.checkpoint.size
-    proof = await asyncio.to_thread(make_proof, index, newest, HashReader(call.services.tiles, size), data)
+    proven, proof = await asyncio.to_thread(_proof_at, call.services, index, wanted, newest, data)
     return LogProof(
         index=index,
-        tree_size=size,
+        tree_size=proven.checkpoint.size,
         leaf_hash=leaf_hash(data).hex(),
         path=[node.hex() for node in proof.path],
-        checkpoint=str(newest),
+        checkpoint=str(proven),
         entry=data.decode(),
         proof=str(proof),
     )
+
+
+def _proof_at(services: Services, index: int, size: int | None, newest: SignedCheckpoint, data: bytes) -> tuple[SignedCheckpoint, Proof]:
+    """Return the proof, and the checkpoint it is against: the newest, or the log's own at an earlier size."""
+    reader = HashReader(services.tiles, newest.checkpoint.size)
+    against = newest if size is None else checkpoint_at(size, newest, services.log_signer, reader)
+    return against, make_proof(index, against, reader, data)
+
+
+def _wanted_size(call: Call, index: int) -> int | None:
+    text = read_text(call.query, "size")
+    if text is None:
+        return None
+    size = read_index(text)
+    if size <= index:
+        raise HandclaspError(
+            Kind.NOT_FOUND, f"the log of {size} entries does not have entry {index}: it is newer", hint="use a checkpoint kept since"
+        )
+    return size
 
 
 async def _wanted_index(call: Call) -> int:
@@ -142,7 +164,13 @@ async def tile(call: Call) -> Plain:
 
 async def cosign(call: Call) -> Plain:
     """Take witnesses' cosignatures of a checkpoint (C2SP tlog-cosignature); answer the checkpoint with all it has."""
-    signed = await asyncio.to_thread(call.services.cosignatures.accept, call.body)
+    try:
+        signed = await asyncio.to_thread(call.services.cosignatures.accept, call.body)
+    except HandclaspError as error:
+        if error.kind is not Kind.VERIFY_FAILED:
+            raise
+        # What was handed in is wrong, and not something in here, which is what this kind says to a caller.
+        raise HandclaspError(Kind.BAD_REQUEST, error.detail, hint=error.hint) from error
     return Plain(str(signed).encode(), "text/plain; charset=utf-8")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from typing import Any
 
 from cryptography import x509
 from sqlalchemy import Row, select
 
-from handclasp.api.routes import Call, Plain
+from handclasp.api.routes import Call, Plain, tagged
 from handclasp.clock import from_datetime, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import keys
@@ -60,7 +60,7 @@ async def authority_certificate(call: Call) -> Plain:
     row = await call.services.store.row(select(tables.authority.c.der).where(tables.authority.c.name == call.path["name"]))
     if row is None:
         raise HandclaspError(Kind.NOT_FOUND, "there is no authority of this name")
-    return _cached(bytes(row.der), "application/pkix-cert", 3600)
+    return tagged(bytes(row.der), "application/pkix-cert", 3600)
 
 
 async def list_bundles(call: Call) -> BundleList:
@@ -74,12 +74,12 @@ async def spiffe_trust_bundle(call: Call) -> Plain:
     """Serve a trust domain's bundle in the SPIFFE format."""
     anchors = await _anchors(call)
     data = spiffe_bundle(anchors, call.services.authorities.bundle_sequence(call.path["trust_domain"]), BUNDLE_REFRESH)
-    return _cached(data, "application/json", BUNDLE_REFRESH)
+    return tagged(data, "application/json", BUNDLE_REFRESH)
 
 
 async def pem_trust_bundle(call: Call) -> Plain:
     """Serve a trust domain's anchors as PEM."""
-    return _cached(pem_bundle(await _anchors(call)).encode(), "application/x-pem-file", BUNDLE_REFRESH)
+    return tagged(pem_bundle(await _anchors(call)).encode(), "application/x-pem-file", BUNDLE_REFRESH)
 
 
 async def _anchors(call: Call) -> list[bytes]:
@@ -99,9 +99,8 @@ async def trust_domain_crls(call: Call) -> Plain:
 
 async def crl(call: Call) -> Plain:
     """Serve one shard of an authority's CRL (RFC 5280 4.2.1.13, RFC 2585)."""
-    der, etag = await call.services.crls.get(call.path["authority"], int(call.path["shard"]))
+    shard = call.path["shard"]
+    if not re.fullmatch(r"0|[1-9][0-9]{0,5}", shard):  # as the distribution point in a certificate has it, and no other way
+        raise HandclaspError(Kind.NOT_FOUND, "there is no such CRL")
+    der, etag = await call.services.crls.get(call.path["authority"], int(shard))
     return Plain(der, "application/pkix-crl", etag, 60)
-
-
-def _cached(data: bytes, media_type: str, max_age: int) -> Plain:
-    return Plain(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"', max_age)
