@@ -346,6 +346,18 @@ class AuthorityList(Response, kw_only=True):
     items: list[Authority]
 
 
+class CrlDocument(Request, kw_only=True):
+    """A revocation list that was made where the authority's key is, as PEM."""
+
+    pem: Annotated[str, Meta(max_length=1_000_000)]
+
+
+class Published(Response, kw_only=True):
+    """A CRL is published; ``log_entry`` is null when it was before."""
+
+    log_entry: int | None
+
+
 class Bundle(Response, kw_only=True):
     """The anchors of one trust domain."""
 

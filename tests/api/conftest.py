@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from support.live import Client, Live, serving
+from support.logs import cosigner
 from support.oidc import Issuer
 
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server. Tests share it, so each has identities of its own and counts nothing that others make."""
-    with serving(
-        tmp_path_factory.mktemp("live"), "--rate-refused", "100000", "--rate-principal", "1000000", "--oidc-allow-http"
-    ) as running:
+    """A server. Tests share it, so each has identities of its own and counts nothing that others make.
+
+    Limits are beyond what tests reach. It knows a witness that does not answer, so that cosignatures can be handed in.
+    """
+    limits = ("--rate-refused", "100000", "--rate-principal", "1000000")
+    witness = ("--witness", f"{cosigner().vkey} http://127.0.0.1:9/witness")
+    with serving(tmp_path_factory.mktemp("live"), *limits, *witness, "--oidc-allow-http") as running:
         yield running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from handclasp.errors import Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.ledger import Change, Write
+from handclasp.store.migrate import upgrade
 from support.errors import refused
 from support.writes import certificate_row, certificate_write, count, log_entry
 
@@ -72,6 +74,28 @@ def test_several_processes_that_start_at_once_make_one_schema(database_url: str)
         await store.close()
 
     asyncio.run(run())
+    assert differences(database_url) == []
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from sqlalchemy import Engine, event
+from handclasp.store.migrate import upgrade
+
+@event.listens_for(Engine, "after_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    if "CREATE TABLE token" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(upgrade(sys.argv[1]))
+"""
+
+
+def test_a_migration_that_was_killed_is_done_again(database_url: str) -> None:
+    """All of a version or nothing: half a schema would stop every later start."""
+    done = subprocess.run([sys.executable, "-c", KILLED, database_url], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    asyncio.run(upgrade(database_url))
     assert differences(database_url) == []
 
 

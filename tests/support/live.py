@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import ssl
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +20,9 @@ from urllib.parse import urlencode, urlsplit
 
 from handclasp.client.csr import new_request
 from handclasp.errors import Kind
+from support.servers import Server, environment
 
 DOMAIN = "example.org"
-START = 60.0
-"""Seconds a server may take to start before the test gives up; it takes about two."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +122,14 @@ class Client:
 
 @dataclass
 class Live:
-    """A server that runs."""
+    """A server that runs, and what was made on it."""
 
     directory: Path
-    process: subprocess.Popen[bytes]
-    facts: dict[str, Any]
+    server: Server
     secrets: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.facts = self.server.facts
         self.admin_token = Path(self.facts["admin_token_file"]).read_text().strip()
         self.secrets.add(secret_of(self.admin_token))
 
@@ -238,7 +232,7 @@ class Live:
 
     def written(self) -> Iterator[tuple[str, bytes]]:
         """Everything that the server wrote, by file: its output, database, log; not the one file that is there to hold the admin token."""
-        for path in [self.directory / "output", *self.data.rglob("*")]:
+        for path in [self.server.log_file, *self.data.rglob("*")]:
             if path.is_file() and path != Path(self.facts["admin_token_file"]):
                 yield str(path.relative_to(self.directory)), path.read_bytes()
 
@@ -251,12 +245,13 @@ class Live:
         """Fail if a secret is anywhere in what the server wrote, or a bug in its output."""
         for name, data in self.written():
             self.check_no_secret(data, name)
-            if name == "output":
+            if name == self.server.log_file.name:
                 assert b"Traceback" not in data, data.decode(errors="replace")
 
     @property
     def output(self) -> str:
-        return (self.directory / "output").read_text(errors="replace")
+        """What it printed."""
+        return self.server.log_file.read_text(errors="replace")
 
 
 def secret_of(token: str) -> bytes:
@@ -275,31 +270,15 @@ def read_all(connection: socket.socket) -> bytes:
     return received
 
 
-def environment() -> dict[str, str]:
-    """The environment of this process without anybody's settings, and with the code under test importable."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("HANDCLASP_")}
-    return mine | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
 @contextmanager
 def serving(directory: Path, *flags: str) -> Iterator[Live]:
     """Run ``handclasp up`` with data below ``directory`` until the block ends; then it must end well, and have written no secret."""
-    ready = directory / "ready.json"
-    listen = ("--https", "127.0.0.1:0", "--http", "127.0.0.1:0", "--name", "127.0.0.1")
-    where = ("--data", str(directory / "data"), "--ready-file", str(ready))
-    command = [sys.executable, "-m", "handclasp", "up", "--trust-domain", DOMAIN, *listen, *where, *flags]
-    with (directory / "output").open("wb") as output:
-        process = subprocess.Popen(command, cwd=directory, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + START
-        while not ready.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert ready.exists(), (directory / "output").read_text()
-        live = Live(directory, process, json.loads(ready.read_text()))
-        yield live
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=60)
+    with Server(directory / "data", "--trust-domain", DOMAIN, *flags) as server:
+        live = Live(directory, server.ready())
+        try:
+            yield live
+        finally:
+            code = server.stop()
     assert code == 0, live.output
     live.check_written()
 

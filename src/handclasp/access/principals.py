@@ -14,6 +14,7 @@ SCOPES: dict[str, str] = {
     "agents:read": "list agents and what they report",
     "agents:report": "report as an agent (its own certificate carries this)",
     "authorities:read": "list authorities",
+    "authorities:write": "retire authorities, and publish the revocation lists of offline roots",
     "certificates:read": "list certificates and identities, and their history",
     "certificates:revoke": "revoke any certificate",
     "identities:write": "assign owner, tier and environment to identities",

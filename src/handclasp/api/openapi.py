@@ -65,8 +65,8 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.request is not None:
         schema = {"$ref": f"#/components/schemas/{route.request.__name__}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    elif route.method in ("POST", "PUT") and route.media_type != "application/json":
-        operation["requestBody"] = {"required": True, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    elif route.raw_body:
+        operation["requestBody"] = {"required": True, "content": {route.raw_body: {"schema": {"type": "string"}}}}
     return operation
 
 

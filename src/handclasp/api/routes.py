@@ -82,6 +82,8 @@ class Route:
     summary: str
     request: type[Struct] | None = None
     response: type[Struct] | None = None
+    raw_body: str = ""
+    """Media type of a body that is handed over as it is."""
     media_type: str = "application/json"
     status: int = 200
     parameters: tuple[Parameter, ...] = ()

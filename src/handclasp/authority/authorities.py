@@ -278,8 +278,10 @@ class Authorities:
         self._check_key(uri, issuing)
         return await self._record(name, root.trust_domain, issuing, above, uri, facts.crl_base_of(base_url, name), crl_shards, by)
 
-    async def retire(self, name: str, *, by: By) -> None:
-        """End an authority: an issuing one signs no more certificates (its CRLs go on), a root leaves the bundles. Durable on return.
+    async def retire(self, name: str, *, by: By) -> int:
+        """End an authority: an issuing one signs no more certificates (its CRLs go on), a root leaves the bundles.
+
+        Durable on return, which is the place of the log entry.
 
         Raises ``conflict`` for a root under which an issuing authority is active or a certificate alive: its holders would be cut off.
         """
@@ -295,8 +297,9 @@ class Authorities:
             conflict=HandclaspError(Kind.CONFLICT, f"authority {name!r} is retired already"),
         )
         entry = self._entry("authority.retired", authority.name, {"kind": authority.kind, "sha256": authority.sha256.hex()}, by)
-        await self._store.ledger.commit(Write([entry], [change], bump=True))
+        index = await self._store.ledger.commit(Write([entry], [change], bump=True))
         await self.load()
+        return index
 
     async def warn_expiring(self, longest_lifetime: float) -> list[str]:
         """Write ``authority.expiring`` for each active authority that ends soon, at most once a day each; return the names written.

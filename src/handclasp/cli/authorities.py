@@ -66,6 +66,35 @@ def show(state: State, name: str, pem: bool) -> None:
         terminal.write_fields(fields)
 
 
+@ca.command(client=True, example="handclasp ca retire issuing")
+@click.argument("name", help="The authority's name, as `ca list` shows it.")
+@pass_state
+def retire(state: State, name: str) -> None:
+    """Retire an authority: an issuing one signs no more certificates, a root leaves the bundles. Its CRLs stay published."""
+    from handclasp.wire import Done
+
+    done = state.api().call("POST", f"/v1/authorities/{quote(name, safe='')}:retire", Done)
+    if state.json:
+        terminal.write_json(done)
+    terminal.say(f"{name} is retired (log entry {done.log_entry})")
+
+
+@ca.command("publish-crl", client=True, example="handclasp ca publish-crl root.crl --authority root")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path), help="The CRL that `ca root crl` wrote, PEM.")
+@click.option("--authority", default="root", show_default=True, metavar="NAME", help="The root that signed it, by its name on the server.")
+@pass_state
+def publish_crl(state: State, file: Path, authority: str) -> None:
+    """Publish the revocation list of an offline root. Do it before the one that is published ends."""
+    from handclasp.cli.files import read_text
+    from handclasp.wire import CrlDocument, Published
+
+    body = CrlDocument(pem=read_text(str(file)))
+    done = state.api().call("PUT", f"/v1/authorities/{quote(authority, safe='')}/crl", Published, body=body)
+    if state.json:
+        terminal.write_json(done)
+    terminal.say("it was published before" if done.log_entry is None else f"published (log entry {done.log_entry})")
+
+
 @ca.command(
     client=True, example="handclasp ca bundle --ca sha256:5f1c… --out /etc/ssl/handclasp.pem\nhandclasp ca bundle example.org --format jwks"
 )

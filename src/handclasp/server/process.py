@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 import structlog
 import uvicorn
@@ -86,21 +88,45 @@ async def _serve(instance: Instance, https: socket.socket, http: socket.socket |
     stop = _stop_on_signal()
     loop = asyncio.get_running_loop()
     running = [loop.create_task(server.serve(sockets=[bound]), name=address_of(bound)) for server, bound in servers]
-    slow = asyncio.create_task(_close_slow([server for server, _ in servers], instance.settings.request_timeout))
-    while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
-        await asyncio.sleep(0.005)
-    await _log_start(instance)
-    _log.info("serving", https=address_of(https), http=address_of(http) if http else "off", seconds=round(time.monotonic() - started, 3))
-    ready()
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    for server, _ in servers:
-        server.should_exit = True
-    await asyncio.gather(*running)
-    slow.cancel()
+    async with _beside(_close_slow([server for server, _ in servers], instance.settings.request_timeout)):
+        while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
+            await asyncio.sleep(0.005)
+        await _log_start(instance)
+        seconds = round(time.monotonic() - started, 3)
+        _log.info("serving", https=address_of(https), http=address_of(http) if http else "off", seconds=seconds)
+        _settle_memory()
+        ready()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, *running], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*running)
     await jobs.stop()
     _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` beside the body, and end it with the body."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _settle_memory() -> None:
+    """Take everything that was loaded until now out of the garbage collector's sight, and have it look less often.
+
+    A request makes a few hundred short-lived objects and no cycles that matter; looking for them at the default pace costs about 6 % of an
+    issuance.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _make_server(app: ASGIApp, tls: SwappableTls | None) -> _Server:

@@ -18,6 +18,8 @@ from handclasp.api.problems import to_problem
 from handclasp.client.material import Credential, load_credential, load_trust
 from handclasp.errors import HandclaspError, Kind
 
+LINGER = 2.0
+"""Seconds for the last answer and TLS's goodbye to arrive, before a connection that is closed for cause is cut."""
 MAX_HEAD = 65_536
 """Bytes of request line and headers together. A token has 16 KiB at most, and nothing else here needs as many."""
 
@@ -99,12 +101,17 @@ class PeerCertificateProtocol(HttpToolsProtocol):
         phrase = b"Request Header Fields Too Large" if status == 431 else b"Bad Request"
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (status, phrase, len(body)) + body)
-        self.transport.close()
+        self._end()
 
     def close_if_slow(self, now: float, limit: float) -> None:
         """End a connection that has been sending one request for too long, or never began (slow loris)."""
-        if self.reading_since is not None and now - self.reading_since > limit and self.transport is not None:
-            self.transport.close()
+        if self.reading_since is not None and now - self.reading_since > limit and not self.transport.is_closing():
+            self._end()
+
+    def _end(self) -> None:
+        """Close the connection; after a moment also where the other end does not agree and goes on sending."""
+        self.transport.close()
+        self.loop.call_later(LINGER, self.transport.abort)
 
 
 class SwappableTls:

@@ -8,6 +8,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import create_async_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -43,6 +44,10 @@ async def upgrade(url: str) -> None:
 
 def _upgrade_sqlite(url: str) -> None:
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30})
+    # Python's sqlite3 begins no transaction for CREATE TABLE: a kill in the middle would leave half a schema that no start gets past. And
+    # who has read before it wants to write is refused at once where another process does the same, instead of being made to wait.
+    listen(engine, "connect", lambda connection, _record: setattr(connection, "isolation_level", None))
+    listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     try:
         with engine.begin() as connection:
             _upgrade(connection)

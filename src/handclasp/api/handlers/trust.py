@@ -16,7 +16,7 @@ from handclasp.pki import keys
 from handclasp.pki.bundles import pem_bundle, spiffe_bundle
 from handclasp.pki.chains import to_pem
 from handclasp.store import tables
-from handclasp.wire import Authority, AuthorityList, Bundle, BundleList
+from handclasp.wire import Authority, AuthorityList, Bundle, BundleList, Done, Published
 
 BUNDLE_REFRESH = 300
 """Seconds after which a bundle should be fetched again (SPIFFE Trust Domain and Bundle 4.1.2: spiffe_refresh_hint)."""
@@ -61,6 +61,18 @@ async def authority_certificate(call: Call) -> Plain:
     if row is None:
         raise HandclaspError(Kind.NOT_FOUND, "there is no authority of this name")
     return tagged(bytes(row.der), "application/pkix-cert", 3600)
+
+
+async def retire_authority(call: Call) -> Done:
+    """Retire an authority: an issuing one signs no more, a root leaves the bundles."""
+    await call.services.authorities.refresh()
+    return Done(log_entry=await call.services.authorities.retire(call.path["name"], by=call.principal.to_log()))
+
+
+async def publish_crl(call: Call) -> Published:
+    """Publish the CRL that an offline root made."""
+    await call.services.authorities.refresh()
+    return Published(log_entry=await call.services.crls.import_crl(call.path["name"], call.body.pem.encode(), by=call.principal.to_log()))
 
 
 async def list_bundles(call: Call) -> BundleList:
