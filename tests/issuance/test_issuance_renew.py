@@ -239,13 +239,46 @@ def test_who_renewed_near_the_end_of_an_authority_is_not_short_lived_for_good(tm
 
 
 def test_two_renewals_at_once_leave_one_newest(tmp_path: Path) -> None:
-    """A client that lost the answer asks again: both get one, and only the first is the newest of the line."""
+    """A client that lost the answer asks again: both get one, and one of them is the newest of the line."""
 
     async def work(here: House) -> None:
         issued = await here.issue(await here.token())
         two = await asyncio.gather(here.renew(issued), here.renew(issued))
         superseded = (await here.row(issued)).superseded_by
         assert superseded in [one.sha256 for one in two]
+        other = next(one for one in two if one.sha256 != superseded)
+        assert (await here.row(other)).superseded_by == superseded
+
+    run(tmp_path, work)
+
+
+def test_a_stolen_key_does_not_keep_renewing_beside_its_owner(tmp_path: Path) -> None:
+    """Regression, smallstep/certificates#319. Whoever renews second, in the grace time, takes the line; the other one's next renewal is
+    refused and logged, which is what somebody notices."""
+
+    async def work(here: House) -> None:
+        stolen = await here.issue(await here.token())
+        owners = await here.renew(stolen)
+        thiefs = await here.renew(stolen)
+        here.here.clock.pass_(GRACE + 1)
+        assert await kind_of(here.renew(owners)) is Kind.SUPERSEDED
+        newest = await here.renew(thiefs)
+        assert await kind_of(here.renew(stolen)) is Kind.SUPERSEDED
+        entries = await here.entries()
+        assert entries[thiefs.log_entry]["what"]["instead_of"] == owners.sha256.hex()
+        refused = [entry for entry in entries if entry["type"] == "renewal.refused"]
+        assert [entry["why"]["kind"] for entry in refused] == ["superseded", "superseded"]
+        assert (await here.row(newest)).superseded_by is None
+
+    run(tmp_path, work)
+
+
+def test_the_grace_time_is_over_before_a_short_lived_successor_is_due(tmp_path: Path) -> None:
+    async def work(here: House) -> None:
+        issued = await here.issue(await here.token(max_ttl="40s"))
+        await here.renew(issued)
+        here.here.clock.pass_(26)  # a quarter of the lifetime with its backdating
+        assert await kind_of(here.renew(issued)) is Kind.SUPERSEDED
 
     run(tmp_path, work)
 

@@ -334,19 +334,43 @@ def test_what_is_refused_leaves_nothing_behind(
     on_store(migrated_url, work, window=0.01)
 
 
-def test_a_renewal_supersedes_its_predecessor_once(migrated_url: str) -> None:
-    """The newest of a line is the first that was committed; a second in the grace time is another branch and changes no fact."""
+async def newest_of(store: Store) -> list[bytes]:
+    certificate = tables.certificate.c
+    return [bytes(row.sha256) for row in await store.rows(select(certificate.sha256).where(certificate.superseded_by.is_(None)))]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_line_has_one_end_however_often_its_end_is_renewed(migrated_url: str, together: bool) -> None:
+    """A second renewal takes the place of the first, whose answer was lost; so nobody keeps a branch of the line."""
 
     async def work(store: Store) -> None:
         row = certificate_row()
         await store.ledger.commit(certificate_write(row))
-        new = [certificate_row(WEB, predecessor=row) for _ in range(2)]
-        for one in new:
-            await store.ledger.commit(certificate_write(one))
+        new = [certificate_row(WEB, predecessor=row) for _ in range(3)]
+        if together:
+            assert (await outcomes(store, [certificate_write(one) for one in new]))[1] == []
+        else:
+            for one in new:
+                await store.ledger.commit(certificate_write(one))
+        assert await newest_of(store) == [new[-1].sha256]
         found = await store.row(select(tables.certificate).where(tables.certificate.c.sha256 == row.sha256))
         assert found is not None
-        assert bytes(found.superseded_by) == new[0].sha256
+        assert bytes(found.superseded_by) == new[-1].sha256
         assert found.superseded_at is not None
+
+    on_store(migrated_url, work, window=0.01)
+
+
+def test_what_was_renewed_is_not_renewed_again_once_its_successor_was(migrated_url: str) -> None:
+    async def work(store: Store) -> None:
+        first = certificate_row()
+        second = certificate_row(WEB, predecessor=first)
+        third = certificate_row(WEB, predecessor=second)
+        for one in (first, second, third):
+            await store.ledger.commit(certificate_write(one))
+        late = certificate_write(certificate_row(WEB, predecessor=first))
+        assert (await outcomes(store, [late]))[1] == [(late, Kind.SUPERSEDED)]
+        assert await newest_of(store) == [third.sha256]
 
     on_store(migrated_url, work)
 

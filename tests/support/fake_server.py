@@ -298,7 +298,7 @@ class FakeServer:
                 if not self._is_agent(peer):
                     return self._problem(401, "not_authenticated", "that is not an agent")
                 self.reports.append((peer, msgspec.json.decode(body, type=wire.AgentReport)))
-                return self._json(wire.Done(log_entry=len(self.reports)))
+                return self._json(wire.Reported(received_at="2026-01-01T00:00:00Z"))
         except msgspec.DecodeError as error:
             self.complaints.append(f"{method} {path}: {error}")
             return self._problem(400, "bad_request", str(error))

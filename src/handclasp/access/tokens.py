@@ -36,6 +36,7 @@ MAX_LABELS = 50
 STATES = ("active", "spent", "expired", "revoked")
 
 _TOKEN = re.compile(r"hct_([a-z2-7]{16})_([A-Za-z0-9_-]{43})")
+_SECRET = re.compile(r"(hct_[a-z2-7]*)[\w-]*|eyJ[\w-]+\.[\w.-]*")
 _ID = re.compile(r"[a-z2-7]{16}")
 
 
@@ -86,6 +87,11 @@ class TokenGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             renew=self.renew,
             agent=self.agent,
         )
+
+
+def masked(text: str) -> str:
+    """Return text from outside as it may be logged and shown: without the token (ours or a JWT) that somebody put there by mistake."""
+    return _SECRET.sub(r"\1…", text) if "hct_" in text or "eyJ" in text else text
 
 
 # --- making one -------------------------------------------------------------------------------------------------------------------------

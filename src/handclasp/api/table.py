@@ -76,7 +76,7 @@ API: tuple[Route, ...] = (
           response=wire.Done, kinds=(Kind.UNKNOWN_AUTHORITY, Kind.CONFLICT)),
     Route("PUT", "/v1/authorities/{name}/crl", trust.publish_crl, "authorities:write", "Publish the CRL of an offline root",
           wire.CrlDocument, wire.Published,
-          kinds=(Kind.UNKNOWN_AUTHORITY, Kind.BAD_CERTIFICATE, Kind.VERIFY_FAILED, Kind.CONFLICT)),
+          kinds=(Kind.UNKNOWN_AUTHORITY, Kind.BAD_CERTIFICATE, Kind.CONFLICT)),
     Route("GET", "/v1/bundles", trust.list_bundles, PUBLIC, "List trust domains with their anchors", response=wire.BundleList),
     Route("GET", "/v1/bundles/{trust_domain}.pem", trust.pem_trust_bundle, PUBLIC, "A trust domain's anchors, PEM", media_type=PEM,
           kinds=(Kind.NOT_FOUND,)),

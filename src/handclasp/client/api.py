@@ -192,9 +192,9 @@ class ApiClient:
         """Return every CRL of a trust domain (PEM)."""
         return self.text(f"/v1/crls/{quote(trust_domain)}.pem", etag=etag)
 
-    def report_agent(self, report: wire.AgentReport) -> wire.Done:
+    def report_agent(self, report: wire.AgentReport) -> wire.Reported:
         """Tell the server what this agent looks after, with the agent's certificate."""
-        return self.call("PUT", "/v1/agents/self", body=report, response=wire.Done)
+        return self.call("PUT", "/v1/agents/self", body=report, response=wire.Reported)
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
 from handclasp.access.grants import Grant
 from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, ServerPrincipal, TokenPrincipal
-from handclasp.access.tokens import Tokens
+from handclasp.access.tokens import Tokens, masked
 from handclasp.authority.authorities import Authorities
 from handclasp.clock import Clock, format_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
@@ -40,9 +40,12 @@ declare("issue.checked", "issue.planned", "issue.authorized", "issue.signed", "i
 NOT_DECISIONS = frozenset({Kind.UNAVAILABLE, Kind.INTERNAL, Kind.TIMEOUT, Kind.RATE_LIMITED})
 """Kinds of failure that say nothing about the request: they are not logged as refusals (and mostly could not be)."""
 
+GRACE_PART = 4
+"""The grace time is at most this part of the lifetime: over before the successor is due, so that a stolen key meets a closed door."""
+
 _PREDECESSOR = (
-    "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.revoked_at, c.granted_by,"
-    " c.spki_sha256, c.authority_id FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
+    "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.superseded_by, c.revoked_at,"
+    " c.granted_by, c.spki_sha256, c.authority_id FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
 
 
@@ -59,6 +62,7 @@ class Predecessor:
     line: bytes
     generation: int
     superseded_at: int | None
+    superseded_by: bytes | None
     revoked_at: int | None
     granted_by: str
     spki_sha256: bytes
@@ -179,7 +183,8 @@ class Issuance:
         row = await self._store.point(_PREDECESSOR, (sha256,))
         if row is None:
             raise HandclaspError(Kind.NOT_FOUND, "the certificate to renew was not issued here")
-        name, profile, names, not_before, not_after, line, generation, superseded_at, revoked_at, granted_by, spki, authority_id = row
+        name, profile, names, not_before, not_after, line, generation, superseded_at, superseded_by, *rest = row
+        revoked_at, granted_by, spki, authority_id = rest
         others = json.loads(names)
         spiffe = name if name.startswith("spiffe://") else None
         # Otherwise who renewed near the end of an authority would have ever shorter certificates, and from its successor no longer ones.
@@ -187,11 +192,11 @@ class Issuance:
         return Predecessor(
             sha256, make_names(spiffe, others.get("dns", ()), others.get("ip", ()), others.get("email", ())), profile,
             None if clamped else (not_after - not_before) / 1000, not_after,
-            bytes(line), generation, superseded_at, revoked_at, granted_by, bytes(spki),
+            bytes(line), generation, superseded_at, bytes(superseded_by) if superseded_by else None, revoked_at, granted_by, bytes(spki),
         )  # fmt: skip
 
     def _check_predecessor(self, request: IssuanceRequest, predecessor: Predecessor, csr: Csr, profile: Profile) -> None:
-        """The one who renews must hold the newest certificate of its line; a superseded one only in its grace time.
+        """The one who renews must hold the newest certificate of its line; a superseded one only in its grace time, for a lost answer.
 
         Without this rule a stolen key keeps renewing beside its owner, and nobody sees it (smallstep/certificates#319).
         """
@@ -205,10 +210,11 @@ class Issuance:
             raise HandclaspError(Kind.REVOKED, "the certificate to renew is revoked", hint="ask for a new token")
         if now >= predecessor.not_after:
             raise HandclaspError(Kind.NOT_ALLOWED, "the certificate to renew has expired", hint="ask for a new token")
-        if predecessor.superseded_at is not None and now > predecessor.superseded_at + self._renewal_grace * 1000:
+        grace = min(self._renewal_grace, (predecessor.lifetime or profile.lifetime) / GRACE_PART)
+        if predecessor.superseded_at is not None and now > predecessor.superseded_at + grace * 1000:
             raise HandclaspError(
                 Kind.SUPERSEDED,
-                f"the certificate to renew was itself renewed more than {format_duration(self._renewal_grace)} ago",
+                f"the certificate to renew was itself renewed more than {format_duration(grace)} ago",
                 hint="renew with the newest certificate; if you have it nowhere, somebody else does: revoke",
             )
         if csr.spki_sha256 == predecessor.spki_sha256 and not profile.renew_same_key:
@@ -243,7 +249,7 @@ class Issuance:
             predecessor=predecessor.sha256 if predecessor else None, granted_by=predecessor.granted_by if predecessor else decision.grant,
             obtained_by=principal.describe(), crl_shard=plan.crl_shard,
         )  # fmt: skip
-        entries = [_issued_entry(request, plan, row, decision.grant, now)]
+        entries = [_issued_entry(request, plan, row, decision.grant, predecessor, now)]
         changes: Sequence[Change] = ()
         enrols = isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == "agent"
         if enrols and isinstance(principal, TokenPrincipal):
@@ -351,7 +357,9 @@ def names_json(names: Names) -> str:
 # --- log entries ----------------------------------------------------------------------------------------------------
 
 
-def _issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, grant: str, now: int) -> Entry:
+def _issued_entry(
+    request: IssuanceRequest, plan: Plan, row: CertificateRow, grant: str, predecessor: Predecessor | None, now: int
+) -> Entry:
     what: dict[str, Any] = {
         "sha256": row.sha256.hex(),
         "serial": f"{plan.serial:x}",
@@ -369,6 +377,8 @@ def _issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, gra
         what["ip"] = plan.names.ip
     if plan.clamped:
         what["clamped"] = True
+    if predecessor is not None and predecessor.superseded_by is not None:
+        what["instead_of"] = predecessor.superseded_by.hex()  # whose answer was lost, if all is well
     if row.predecessor is not None:
         what |= {"predecessor": row.predecessor.hex(), "line": row.line.hex(), "generation": row.generation}
     personal = {"email": ",".join(plan.names.email)} if plan.names.email else None
@@ -388,21 +398,22 @@ def _enrolled_entry(request: IssuanceRequest, principal: TokenPrincipal, row: Ce
 
 def _refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) -> Entry:
     wanted: dict[str, Any] = {
-        "identity": request.identity,
-        "dns": list(request.dns)[:20],
-        "ip": list(request.ip)[:20],
-        "profile": request.profile,
+        "identity": masked(request.identity or ""),
+        "dns": [masked(name) for name in request.dns[:20]],
+        "ip": [masked(address) for address in request.ip[:20]],
+        "profile": masked(request.profile or ""),
     }
+    detail = masked(refusal.detail)[:500]
     # What was refused was mostly not even checked: somebody's address may stand anywhere in it.
     about_people = bool(request.email) or "@" in refusal.detail or any("@" in str(value) for value in wanted.values())
     what: dict[str, Any] = {key: value for key, value in wanted.items() if value and "@" not in str(value)}
     if request.predecessor is not None:
         what["predecessor"] = request.predecessor.hex()
-    why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": refusal.detail[:500]}
+    why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": detail}
     return make_entry(
         "renewal.refused" if request.predecessor is not None else "issuance.refused",
         at=now, who=request.principal.to_log(), what=what, why=why, source=request.source.to_log(),
-        personal={"reason": refusal.detail[:500]} if about_people else None,
+        personal={"reason": detail} if about_people else None,
     )  # fmt: skip
 
 

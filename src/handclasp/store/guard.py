@@ -35,9 +35,12 @@ class Guard:
         self._keys: dict[bytes, tuple[int | None, int | None]] = {}
         self._claimed: dict[bytes, str] = {}
         self._revoked: dict[bytes, int | None] = {}
+        self._successors: dict[bytes, bytes | None] = {}
+        """By certificate, the one that is in its place now; also for those that this transaction makes."""
         self._left: dict[str, float | None] = {}
         self._spent: Counter[str] = Counter()
         self._accepted: list[CertificateRow] = []
+        self._superseded: list[tuple[bytes, int, bytes]] = []
 
     async def read(self, writes: Sequence[Write]) -> None:
         """Read everything that judging these writes needs."""
@@ -50,11 +53,17 @@ class Guard:
         ):
             self._keys[bytes(spki)] = (state[0], state[1])
         predecessors = {row.predecessor for row in rows if row.predecessor is not None}
-        for sha256, revoked_at in await self._fetch("SELECT sha256, revoked_at FROM certificate", "sha256", predecessors):
-            self._revoked[bytes(sha256)] = revoked_at
+        await self._read_line(predecessors)
+        await self._read_line({successor for successor in self._successors.values() if successor is not None})
         tokens = {write.spend_token for write in writes if write.spend_token is not None}
         for token_id, uses, used, revoked_at in await self._fetch("SELECT id, uses, used, revoked_at FROM token", "id", tokens):
             self._left[token_id] = None if revoked_at is not None else uses - used if uses else float("inf")
+
+    async def _read_line(self, certificates: Iterable[bytes]) -> None:
+        select = "SELECT sha256, revoked_at, superseded_by FROM certificate"
+        for sha256, revoked_at, superseded_by in await self._fetch(select, "sha256", certificates):
+            self._revoked[bytes(sha256)] = revoked_at
+            self._successors[bytes(sha256)] = None if superseded_by is None else bytes(superseded_by)
 
     async def _fetch(self, select: str, column: str, values: Iterable[Any]) -> list[Any]:
         wanted = list(values)
@@ -74,15 +83,29 @@ class Guard:
             refused = self._key_refusal(row)
             if refused is not None:
                 return refused
-            # .get: a predecessor that is not there is as good as revoked.
-            if row.predecessor is not None and self._revoked.get(row.predecessor, 0) is not None:
-                return HandclaspError(Kind.REVOKED, "the certificate being renewed is revoked")
+            if row.predecessor is not None and (refused := self._line_refusal(row.predecessor)) is not None:
+                return refused
         if write.spend_token is not None:
             left = self._left.get(write.spend_token)
             if left is None:
                 return HandclaspError(Kind.TOKEN_REVOKED, "this token was revoked")
             if self._spent[write.spend_token] >= left:
                 return HandclaspError(Kind.TOKEN_SPENT, "this token has no use left", hint="ask its owner for a new one")
+        return None
+
+    def _line_refusal(self, predecessor: bytes) -> HandclaspError | None:
+        """A line has one end. A second renewal of the same certificate takes the place of the first, whose answer must have been lost.
+
+        If the first one was itself renewed, its answer was not lost: then two hold the key, and the line goes on with one of them only.
+        """
+        if self._revoked.get(predecessor, 0) is not None:  # .get: one that is not there is as good as revoked
+            return HandclaspError(Kind.REVOKED, "the certificate being renewed is revoked")
+        successor = self._successors[predecessor]
+        if successor is not None and self._successors.get(successor) is not None:
+            words = "the certificate being renewed was renewed before, and its successor too"
+            return HandclaspError(
+                Kind.SUPERSEDED, words, hint="renew with the newest certificate; if you have it nowhere, somebody else does: revoke"
+            )
         return None
 
     def _key_refusal(self, row: CertificateRow) -> HandclaspError | None:
@@ -98,7 +121,15 @@ class Guard:
     def take(self, write: Write) -> None:
         """Count an accepted write, for those that are judged after it."""
         if write.certificate is not None:
-            self._accepted.append(write.certificate)
+            row = write.certificate
+            self._accepted.append(row)
+            if row.predecessor is not None:
+                lost = self._successors[row.predecessor]
+                self._superseded += [(row.sha256, self._now, older) for older in (row.predecessor, lost) if older is not None]
+                self._successors[row.predecessor] = row.sha256
+                if lost is not None:
+                    self._successors[lost] = row.sha256
+            self._successors[row.sha256] = None
             if write.certificate.spki_sha256 not in self._keys:
                 self._claimed[write.certificate.spki_sha256] = write.certificate.identity
         if write.spend_token is not None:
@@ -118,11 +149,15 @@ class Guard:
             self.new_ids.pop(name, None)
 
     async def take_effect(self) -> None:
-        """Store what the accepted writes mean for identities, keys, predecessors and tokens."""
+        """Store what the accepted writes mean for identities, keys and tokens."""
         await self.make_identities(self._accepted)
         claims = [(spki, self.id_of(identity), self._now) for spki, identity in self._claimed.items()]
-        superseded = [(row.sha256, self._now, row.predecessor) for row in self._accepted if row.predecessor is not None]
         spent = [(count, self._now, token_id) for token_id, count in self._spent.items()]
-        for sql, rows in ((self._sql.add_key, claims), (self._sql.supersede, superseded), (self._sql.spend_token, spent)):
+        for sql, rows in ((self._sql.add_key, claims), (self._sql.spend_token, spent)):
             if rows:
                 await self._backend.many(sql, rows)
+
+    async def supersede(self) -> None:
+        """Store which certificates have a newer one in their place; after the new ones are stored, which may be among them."""
+        if self._superseded:
+            await self._backend.many(self._sql.supersede, self._superseded)

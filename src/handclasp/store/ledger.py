@@ -215,22 +215,23 @@ class Ledger:
         for one in batch:
             if one.write.changes and not one.write.is_judged:
                 await self._apply_changes(one)
-        new_identities = await self._judge([one for one in batch if one.write.is_judged])
+        guard = await self._judge([one for one in batch if one.write.is_judged])
         size = self._number(batch, head)
         await self._insert(batch)
+        await guard.supersede()
         await backend.execute(self._sql.set_head, (size,))
         fault("ledger.written")
         await backend.commit()
         fault("ledger.committed")
-        self._remember(new_identities)
+        self._remember(guard.new_ids)
         if any(one.write.bump and one.refused is None for one in batch):
             self.generation += 1
 
-    async def _judge(self, batch: list[_Waiting]) -> dict[str, int]:
-        """Refuse what may not happen, and store what the rest means; return the identities to remember once this is committed."""
+    async def _judge(self, batch: list[_Waiting]) -> Guard:
+        """Refuse what may not happen, and store what the rest means; return who judged, which knows what is left to do."""
         guard = Guard(self._backend, self._sql, self._clock(), self._identity_ids)
         if not batch:
-            return guard.new_ids
+            return guard
         await guard.read([one.write for one in batch])
         for one in batch:
             one.refused = guard.refusal(one.write)
@@ -244,7 +245,7 @@ class Ledger:
                 identity_id = guard.id_of(one.write.certificate.identity)
                 assert identity_id is not None
                 one.identity_id = identity_id
-        return guard.new_ids
+        return guard
 
     def _remember(self, identities: dict[str, int]) -> None:
         if len(self._identity_ids) + len(identities) > MAX_REMEMBERED:

@@ -26,9 +26,7 @@ class Statements:
         self.set_head = self._text("UPDATE log_head SET size = ? WHERE id = 1")
         self.add_identity = self._text("INSERT INTO identity (name, owner, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
         self.add_key = self._text("INSERT INTO key (spki_sha256, identity_id, first_seen_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-        self.supersede = self._text(
-            "UPDATE certificate SET superseded_by = ?, superseded_at = ? WHERE sha256 = ? AND superseded_by IS NULL"
-        )
+        self.supersede = self._text("UPDATE certificate SET superseded_by = ?, superseded_at = COALESCE(superseded_at, ?) WHERE sha256 = ?")
         self.spend_token = self._text("UPDATE token SET used = used + ?, last_used_at = ? WHERE id = ?")
         self.spend_jwt = self._text("INSERT INTO replay (issuer, jti, expires_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
         self.bump = "UPDATE meta SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE name = 'generation'"

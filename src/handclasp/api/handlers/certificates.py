@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, and_, func, or_, select
@@ -39,6 +40,9 @@ from handclasp.wire import (
 
 _log = logging.getLogger("handclasp.api")
 
+_TOGETHER = 100
+"""Items of a batch that are looked at at once."""
+
 STATES = ("valid", "expired", "revoked", "superseded")
 
 
@@ -50,7 +54,28 @@ async def issue(call: Call) -> Issued:
 async def issue_batch(call: Call) -> BatchResponse:
     """Issue many; each succeeds or fails by itself, and all that succeed share one commit."""
     body: BatchRequest = call.body
-    return BatchResponse(results=await asyncio.gather(*(_issue_item(call, request) for request in body.requests)))
+    results: list[BatchItem] = []
+    limited: HandclaspError | None = None
+    for start in range(0, len(body.requests), _TOGETHER):
+        some = body.requests[start : start + _TOGETHER]
+        if limited is not None:
+            results += [BatchItem(problem=to_problem(limited)) for _ in some]
+            continue
+        done = await asyncio.gather(*(_issue_item(call, request) for request in some))
+        results += done
+        limited = _too_many_refused(call, done)
+    return BatchResponse(results=results)
+
+
+def _too_many_refused(call: Call, items: Sequence[BatchItem]) -> HandclaspError | None:
+    """Count refusals as those of single requests are counted: a batch is no way to fill the log faster."""
+    refused = sum(1 for item in items if item.problem is not None and item.problem.status in (401, 403))
+    try:
+        if refused and call.source.address is not None:
+            call.services.refused_limit.check(call.source.address, refused)
+    except HandclaspError as limited:
+        return limited
+    return None
 
 
 async def _issue_item(call: Call, request: IssueRequest) -> BatchItem:

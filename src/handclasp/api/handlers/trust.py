@@ -72,7 +72,13 @@ async def retire_authority(call: Call) -> Done:
 async def publish_crl(call: Call) -> Published:
     """Publish the CRL that an offline root made."""
     await call.services.authorities.refresh()
-    return Published(log_entry=await call.services.crls.import_crl(call.path["name"], call.body.pem.encode(), by=call.principal.to_log()))
+    try:
+        index = await call.services.crls.import_crl(call.path["name"], call.body.pem.encode(), by=call.principal.to_log())
+    except HandclaspError as error:
+        if error.kind is not Kind.VERIFY_FAILED:
+            raise
+        raise HandclaspError(Kind.BAD_CERTIFICATE, error.detail, hint=error.hint) from error  # the caller's mistake, not a fault of ours
+    return Published(log_entry=index)
 
 
 async def list_bundles(call: Call) -> BundleList:
