@@ -126,6 +126,9 @@ def read_crl(data: bytes) -> Crl:
     """Read a DER CRL's head; raise ``bad_certificate`` when it is not one. The signature is not checked."""
     try:
         crl = x509.load_der_x509_crl(data)
+        signature = der.children(data)[2]
+        if signature[der.read(signature)[1]] != 0:  # not covered by the signature, and so a second encoding of the same list
+            raise ValueError("the signature is not of whole bytes")
         number = url = None
         for item in crl.extensions:
             if isinstance(item.value, x509.CRLNumber):
