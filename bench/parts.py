@@ -94,7 +94,7 @@ async def _each_async(work: Callable[[], Any]) -> float:
 async def _ledger(instance: Any) -> float:
     """Return the cost of making one certificate and its entry durable, 32 callers at a time."""
     from handclasp.log.entries import make_entry
-    from handclasp.store.ledger import CertificateRow, Write
+    from handclasp.store.writes import CertificateRow, Write
 
     def write() -> Write:
         sha256, now = hashlib.sha256(os.urandom(16)).digest(), instance.clock()

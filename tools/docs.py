@@ -207,7 +207,7 @@ METHODS = ("get", "put", "post", "patch", "delete")
 
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI document of the server."""
-    document: dict[str, Any] = importlib.import_module("handclasp.api.openapi").document()
+    document: dict[str, Any] = importlib.import_module("handclasp.api.openapi").document(importlib.import_module("handclasp.api.table").API)
     return document
 
 

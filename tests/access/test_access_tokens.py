@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from handclasp.access.tokens import TokenGrant, Tokens, new_token
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store.database import Store
-from handclasp.store.ledger import Write
+from handclasp.store.writes import Write
 from handclasp.wire import TokenRequest
 from support.access import NOW, certificate, or_refused, token
 

@@ -24,7 +24,7 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import crl
 from handclasp.pki.names import Names
 from handclasp.store import tables
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from support.authorities import NOW
 from support.installation import BASE, BY, Installation, Leaf, Ticker, installation, openssl_verify
 from support.needs import needs

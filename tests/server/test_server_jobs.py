@@ -16,7 +16,7 @@ from handclasp.server.instance import Instance, open_instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.settings import Settings
 from handclasp.server.setup import admin_token_file, initialise
-from handclasp.store.ledger import Write
+from handclasp.store.writes import Write
 from support.errors import refused
 from support.writes import log_entry
 

@@ -16,7 +16,7 @@ from sqlalchemy import insert, select, update
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import CertificateRow, Change, Write
+from handclasp.store.writes import CertificateRow, Change, Write
 from support.errors import refused
 from support.writes import WEB, block_change, certificate_row, certificate_write, check_whole, count, log_entry, revoke_change, token_write
 

@@ -19,7 +19,7 @@ from sqlalchemy import select, update
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from support import needs
 from support.errors import refused
 from support.postgres import Cluster, start_cluster
@@ -123,7 +123,7 @@ FULL_DISK = """
 import asyncio, resource, signal, sys
 from handclasp.errors import HandclaspError
 from handclasp.store.database import Store
-from handclasp.store.ledger import Write
+from handclasp.store.writes import Write
 from support.writes import certificate_row, certificate_write, check_whole, log_entry
 
 async def main(url):

@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from handclasp.errors import Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
 from handclasp.store.migrate import upgrade
+from handclasp.store.writes import Change, Write
 from support.errors import refused
 from support.writes import certificate_row, certificate_write, count, log_entry
 

@@ -22,7 +22,7 @@ from handclasp.pki.plan import Plan, make_plan, new_serial
 from handclasp.pki.profiles import BUILT_IN
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import CertificateRow, Change, Write
+from handclasp.store.writes import CertificateRow, Change, Write
 from support.authorities import NOW, csr_of
 
 BY = {"kind": "test"}

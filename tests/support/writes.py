@@ -12,7 +12,7 @@ from handclasp.clock import system_clock
 from handclasp.log.entries import Entry, make_entry
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import CertificateRow, Change, Write
+from handclasp.store.writes import CertificateRow, Change, Write
 
 WEB = "spiffe://example.org/prod/web"
 

@@ -27,8 +27,8 @@ from handclasp.clock import Clock, format_duration, parse_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import make_entry
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
 from handclasp.store.tables import token as table
+from handclasp.store.writes import Change, Write
 
 MAX_CACHED = 10_000
 MAX_LIFETIME = 366 * 86400.0  # seconds; a token that should live longer should be a policy

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,7 +28,7 @@ from handclasp.api.services import Services
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.log.entries import make_entry
-from handclasp.store.ledger import Write
+from handclasp.store.writes import Write
 
 REQUESTS = Counter("handclasp_requests_total", "Requests answered, by route and status.", ["method", "path", "status"])
 SECONDS = Histogram(
@@ -48,12 +48,13 @@ _log = logging.getLogger("handclasp.api")
 
 def make_app(routes: Iterable[Route], services: Services, *, door: str = "api") -> ASGIApp:
     """Return the application for a table of routes."""
+    table = tuple(routes)
     by_path: dict[str, dict[str, Route]] = {}
-    for route in routes:
+    for route in table:
         by_path.setdefault(route.path, {})[route.method] = route
     ordered = sorted(by_path.items(), key=lambda item: _generality(item[0]))
-    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door)) for path, methods in ordered]
-    router = Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door))
+    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door, table)) for path, methods in ordered]
+    router = Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door, table))
     fixed: dict[str, ASGIApp] = {path: route.app for (path, _), route in zip(ordered, paths, strict=True) if "{" not in path}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +72,8 @@ def _generality(path: str) -> tuple[bool, int]:
 class Endpoint:
     """One path with its methods, as an ASGI application. Every method reaches it, and it answers 405 itself, as a problem document."""
 
-    def __init__(self, methods: Mapping[str, Route], services: Services, door: str) -> None:
+    def __init__(self, methods: Mapping[str, Route], services: Services, door: str, table: Sequence[Route]) -> None:
+        self._table = table
         self._services = services
         self._door = door
         self._actions = {name: _Action(route) for name, route in methods.items()}
@@ -122,7 +124,8 @@ class Endpoint:
             raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
         body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
         query = action.query(scope["query_string"])
-        call = Call(services, source, scope.get("path_params", {}), query, headers, action.decode(body, headers), caller[0], certificate)
+        given = action.decode(body, headers)
+        call = Call(services, source, scope.get("path_params", {}), query, headers, given, caller[0], certificate, self._table)
         return _to_answer(route, await route.handler(call), headers)
 
     async def _refuse(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> _Answer:

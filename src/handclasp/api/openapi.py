@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +12,6 @@ from handclasp import __version__
 from handclasp.access.principals import SCOPES
 from handclasp.api.problems import STATUS
 from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, Parameter, Route
-from handclasp.api.table import API
 from handclasp.errors import Kind
 from handclasp.wire import Problem
 
@@ -22,12 +22,13 @@ _PATH_SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
-def document() -> dict[str, Any]:
-    """Return the document as plain values."""
-    types = sorted({kind for route in API for kind in (route.request, route.response) if kind is not None}, key=lambda kind: kind.__name__)
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the document of a table of routes as plain values."""
+    used = {kind for route in routes for kind in (route.request, route.response) if kind is not None}
+    types = sorted(used, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components([*types, Problem], ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
-    for route in API:
+    for route in routes:
         paths.setdefault(_PATH_PARAMETER.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Call:
     caller: Principal | None = None
     client_certificate: bytes | None = None
     """SHA-256 of the certificate that this connection's handshake proved."""
+    routes: Sequence[Route] = ()
+    """The table that the application was made from."""
 
     @property
     def principal(self) -> Principal:

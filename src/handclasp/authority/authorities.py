@@ -21,7 +21,7 @@ from handclasp.pki.bundles import pem_bundle
 from handclasp.pki.names import check_trust_domain
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 
 CRL_SHARDS = 16
 _DAY = 86_400_000

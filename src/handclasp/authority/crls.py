@@ -24,7 +24,7 @@ from handclasp.log.entries import make_entry
 from handclasp.pki import ca, crl, keys
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 
 declare("crl.built", "crl.published")
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
@@ -16,24 +15,25 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
 from handclasp.access.grants import Grant
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, ServerPrincipal, TokenPrincipal
-from handclasp.access.tokens import Tokens, masked
+from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
+from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
-from handclasp.clock import Clock, format_duration, rfc3339
+from handclasp.clock import Clock, format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
+from handclasp.issuance.entries import enrolled_entry, issued_entry, refusal_entry
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
+from handclasp.issuance.resolve import Predecessor, resolve_names, resolve_profile, trust_domain_for, wanted_lifetime
 from handclasp.issuance.rulebook import Rulebook, Rules
 from handclasp.issuance.window import renewal_window
-from handclasp.log.entries import Entry, make_entry
 from handclasp.pki.csr import Csr, parse_csr
 from handclasp.pki.lint import lint
-from handclasp.pki.names import Names, make_names, trust_domain_of
+from handclasp.pki.names import Names, make_names
 from handclasp.pki.plan import Plan, make_plan, new_serial
 from handclasp.pki.profiles import Profile
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import CertificateRow, Change, Write
+from handclasp.store.writes import CertificateRow, Change, Write
 
 declare("issue.checked", "issue.planned", "issue.authorized", "issue.signed", "issue.committed")
 
@@ -47,25 +47,6 @@ _PREDECESSOR = (
     "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.superseded_by, c.revoked_at,"
     " c.granted_by, c.spki_sha256, c.authority_id FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Predecessor:
-    """The certificate that a renewal replaces, as recorded."""
-
-    sha256: bytes
-    names: Names
-    profile: str
-    lifetime: float | None
-    """Seconds from the beginning to the end; None when the end is its authority's, and says nothing of what was wanted."""
-    not_after: int
-    line: bytes
-    generation: int
-    superseded_at: int | None
-    superseded_by: bytes | None
-    revoked_at: int | None
-    granted_by: str
-    spki_sha256: bytes
 
 
 class Issuance:
@@ -104,7 +85,7 @@ class Issuance:
             return await self._issue(request)
         except HandclaspError as refusal:
             if refusal.kind not in NOT_DECISIONS:
-                await self._store.ledger.commit(Write([_refusal_entry(request, refusal, self._clock())]))
+                await self._store.ledger.commit(Write([refusal_entry(request, refusal, self._clock())]))
             raise
 
     async def _issue(self, request: IssuanceRequest) -> IssuedCertificate:
@@ -115,20 +96,20 @@ class Issuance:
         fault("issue.checked")
         # 2 Resolve profile and identity: from the request, the CSR, the predecessor, or a token that leaves no choice.
         predecessor = await self._predecessor(request.predecessor) if request.predecessor is not None else None
-        profile = _resolve_profile(request, predecessor, rules)
-        names = _resolve_names(request, csr, predecessor)
+        profile = resolve_profile(request, predecessor, rules)
+        names = resolve_names(request, csr, predecessor)
         if predecessor is not None:
             self._check_predecessor(request, predecessor, csr, profile)
         # 3 Plan: the complete content to be signed.
         now = self._clock()
         await self._authorities.refresh()
-        signer = self._authorities.get(profile.authority, _trust_domain(request, names))
+        signer = self._authorities.get(profile.authority, trust_domain_for(request, names))
 
         def plan_for(ttl: float | None) -> Plan:
             serial = new_serial(self._instance, self._random)
             return make_plan(profile=profile, names=names, csr=csr, issuer=signer.issuer, now=now, ttl=ttl, serial=serial)
 
-        plan = plan_for(_wanted_lifetime(request, predecessor, profile))
+        plan = plan_for(wanted_lifetime(request, predecessor, profile))
         fault("issue.planned")
         # 4 Authorize. The one place that decides; it sees the final names, usages and dates.
         circumstances = Circumstances(
@@ -249,11 +230,11 @@ class Issuance:
             predecessor=predecessor.sha256 if predecessor else None, granted_by=predecessor.granted_by if predecessor else decision.grant,
             obtained_by=principal.describe(), crl_shard=plan.crl_shard,
         )  # fmt: skip
-        entries = [_issued_entry(request, plan, row, decision.grant, predecessor, now)]
+        entries = [issued_entry(request, plan, row, decision.grant, predecessor.superseded_by if predecessor else None, now)]
         changes: Sequence[Change] = ()
         enrols = isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == "agent"
         if enrols and isinstance(principal, TokenPrincipal):
-            entries.append(_enrolled_entry(request, principal, row, now))
+            entries.append(enrolled_entry(request, principal, row, now))
             changes = [Change(_upsert_agent(self._store.is_sqlite, row.identity, principal, request.source.address, now))]
         jwt = None
         if decision.single_use and isinstance(principal, OidcPrincipal) and principal.jti:
@@ -274,147 +255,11 @@ def decision_hint(kind: Kind) -> str:
     return ""
 
 
-def _trust_domain(request: IssuanceRequest, names: Names) -> str:
-    """Return the trust domain whose default authority signs; empty for the installation's first."""
-    if names.spiffe is not None:
-        return trust_domain_of(names.spiffe)
-    return request.principal.trust_domain if isinstance(request.principal, ServerPrincipal) else ""
-
-
-def _resolve_profile(request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Profile:
-    name = request.profile
-    if predecessor is not None:
-        if name not in (None, predecessor.profile):
-            raise HandclaspError(Kind.PROFILE_NOT_ALLOWED, "a renewal keeps the profile of its predecessor")
-        name = predecessor.profile
-    elif name is None:
-        granted = request.principal.grant.profiles if isinstance(request.principal, TokenPrincipal) else frozenset()
-        name = next(iter(granted)) if len(granted) == 1 else "workload"
-    profile = rules.profiles.get(name)
-    if profile is None:
-        raise HandclaspError(Kind.UNKNOWN_PROFILE, f"there is no profile {name!r}", hint="see handclasp profile list")
-    return profile
-
-
-def _resolve_names(request: IssuanceRequest, csr: Csr, predecessor: Predecessor | None) -> Names:
-    """Return the names to certify. Names that both request and CSR give must be the same: a silent choice would be a trap."""
-    if predecessor is not None:
-        if not csr.names.is_empty and not _within(csr.names, predecessor.names):
-            raise HandclaspError(Kind.NAME_NOT_ALLOWED, "the CSR asks for names that the certificate to renew does not have")
-        return predecessor.names
-    if request.identity is None and not request.dns and not request.ip and not request.email:
-        if not csr.names.is_empty:
-            return csr.names
-        return _only_names(request)
-    wanted = make_names(request.identity, request.dns, request.ip, request.email)
-    if csr.names.is_empty:
-        return wanted
-    if not _agree(wanted, csr.names):
-        raise HandclaspError(Kind.BAD_NAME, "request and CSR ask for different names", hint="leave the names out of one of them")
-    return Names(wanted.spiffe or csr.names.spiffe, wanted.dns or csr.names.dns, wanted.ip or csr.names.ip, wanted.email or csr.names.email)
-
-
-def _only_names(request: IssuanceRequest) -> Names:
-    """Return the names of a caller that can only have one identity; nothing is left to choose, so nothing need be said."""
-    if isinstance(request.principal, TokenPrincipal):
-        exact = request.principal.grant.only_names
-        if exact is not None:
-            return exact
-    raise HandclaspError(
-        Kind.BAD_NAME, "neither the request nor the CSR says which names are wanted", hint='add "identity" or "dns", or a SAN to the CSR'
-    )
-
-
-def _within(inner: Names, outer: Names) -> bool:
-    return (
-        inner.spiffe in (None, outer.spiffe)
-        and set(inner.dns) <= set(outer.dns)
-        and set(inner.ip) <= set(outer.ip)
-        and set(inner.email) <= set(outer.email)
-    )
-
-
-def _agree(one: Names, other: Names) -> bool:
-    pairs = ((one.dns, other.dns), (one.ip, other.ip), (one.email, other.email))
-    same_spiffe = one.spiffe is None or other.spiffe is None or one.spiffe == other.spiffe
-    return same_spiffe and all(not left or not right or set(left) == set(right) for left, right in pairs)
-
-
-def _wanted_lifetime(request: IssuanceRequest, predecessor: Predecessor | None, profile: Profile) -> float | None:
-    """Return what was asked for; for a renewal what the predecessor had, within the profile of today; None for the profile's default."""
-    if request.ttl is not None or predecessor is None or predecessor.lifetime is None:
-        return request.ttl
-    return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))
-
-
 def names_json(names: Names) -> str:
     """Return the names other than the SPIFFE ID as the certificate row keeps them."""
     if not names.dns and not names.ip and not names.email:
         return "{}"
     return json.dumps({kind: values for kind, values in (("dns", names.dns), ("ip", names.ip), ("email", names.email)) if values})
-
-
-# --- log entries ----------------------------------------------------------------------------------------------------
-
-
-def _issued_entry(
-    request: IssuanceRequest, plan: Plan, row: CertificateRow, grant: str, predecessor: Predecessor | None, now: int
-) -> Entry:
-    what: dict[str, Any] = {
-        "sha256": row.sha256.hex(),
-        "serial": f"{plan.serial:x}",
-        "identity": row.identity,
-        "profile": row.profile,
-        "authority": plan.issuer.name,
-        "key": row.spki_sha256.hex(),
-        "key_type": row.key_type,
-        "not_before": rfc3339(plan.not_before),
-        "not_after": rfc3339(plan.not_after),
-    }
-    if plan.names.dns:
-        what["dns"] = plan.names.dns
-    if plan.names.ip:
-        what["ip"] = plan.names.ip
-    if plan.clamped:
-        what["clamped"] = True
-    if predecessor is not None and predecessor.superseded_by is not None:
-        what["instead_of"] = predecessor.superseded_by.hex()  # whose answer was lost, if all is well
-    if row.predecessor is not None:
-        what |= {"predecessor": row.predecessor.hex(), "line": row.line.hex(), "generation": row.generation}
-    personal = {"email": ",".join(plan.names.email)} if plan.names.email else None
-    if row.identity.startswith("email:"):
-        what["identity"] = "email"  # the address itself is personal, and stands in the salted part
-    return make_entry(
-        "certificate.renewed" if row.predecessor is not None else "certificate.issued",
-        at=now, who=request.principal.to_log(), what=what, why={"grant": grant}, source=request.source.to_log(), personal=personal,
-    )  # fmt: skip
-
-
-def _enrolled_entry(request: IssuanceRequest, principal: TokenPrincipal, row: CertificateRow, now: int) -> Entry:
-    what = {"identity": row.identity, "labels": dict(principal.labels)}
-    subjects = [f"agent:{row.identity}", f"token:{principal.id}"]
-    return make_entry("agent.enrolled", at=now, who=principal.to_log(), what=what, source=request.source.to_log(), subjects=subjects)
-
-
-def _refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) -> Entry:
-    wanted: dict[str, Any] = {
-        "identity": masked(request.identity or ""),
-        "dns": [masked(name) for name in request.dns[:20]],
-        "ip": [masked(address) for address in request.ip[:20]],
-        "profile": masked(request.profile or ""),
-    }
-    detail = masked(refusal.detail)[:500]
-    # What was refused was mostly not even checked: somebody's address may stand anywhere in it.
-    about_people = bool(request.email) or "@" in refusal.detail or any("@" in str(value) for value in wanted.values())
-    what: dict[str, Any] = {key: value for key, value in wanted.items() if value and "@" not in str(value)}
-    if request.predecessor is not None:
-        what["predecessor"] = request.predecessor.hex()
-    why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": detail}
-    return make_entry(
-        "renewal.refused" if request.predecessor is not None else "issuance.refused",
-        at=now, who=request.principal.to_log(), what=what, why=why, source=request.source.to_log(),
-        personal={"reason": detail} if about_people else None,
-    )  # fmt: skip
 
 
 def _upsert_agent(sqlite: bool, identity: str, principal: TokenPrincipal, address: str | None, now: int) -> Any:

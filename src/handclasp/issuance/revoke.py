@@ -19,7 +19,7 @@ from handclasp.log.entries import Entry, make_entry
 from handclasp.pki.crl import REASONS
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 
 _MAX_AT_ONCE = 10_000
 """Certificates over one key that one request revokes: far beyond any honest number, and still one transaction of a second or so."""

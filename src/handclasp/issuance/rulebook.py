@@ -13,7 +13,7 @@ from handclasp.log.entries import make_entry
 from handclasp.pki.profiles import Profile, all_profiles, load_profiles
 from handclasp.store import tables
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from handclasp.wire import PolicyChange, PolicyDiff
 
 

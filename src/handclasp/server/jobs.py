@@ -20,7 +20,7 @@ from handclasp.log.sequencer import Sequencer
 from handclasp.server.instance import Instance
 from handclasp.server.own import OwnCertificate
 from handclasp.store import tables
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 
 SEQUENCE_EVERY = 0.5  # seconds; the budget from commit to checkpoint is one
 CRL_EVERY = 0.5  # seconds; the budget from revocation to publication is two

@@ -24,7 +24,7 @@ from handclasp.server.jobs import Jobs
 from handclasp.server.own import OwnCertificate
 from handclasp.server.settings import Settings, parse_listen
 from handclasp.server.tls import PeerCertificateProtocol, SwappableTls
-from handclasp.store.ledger import Write
+from handclasp.store.writes import Write
 
 GRACE = 10  # seconds that requests under way may take to end at shutdown
 _log = structlog.get_logger("handclasp.server")

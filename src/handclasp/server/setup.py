@@ -17,7 +17,7 @@ from handclasp.pki.names import check_trust_domain
 from handclasp.server.instance import LOG_KEY, log_directory, open_keystore, read_meta, set_meta
 from handclasp.server.settings import Settings
 from handclasp.store.database import Store
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from handclasp.wire import TokenRequest
 
 ADMIN_TOKEN_LIFETIME = "365d"  # noqa: S105  (a duration)

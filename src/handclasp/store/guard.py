@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store.backend import Backend
 from handclasp.store.statements import Statements
-
-if TYPE_CHECKING:
-    from handclasp.store.ledger import CertificateRow, Write
+from handclasp.store.writes import CertificateRow, Write
 
 _AT_ONCE = 256
 """Values in one query: SQLite compiles a statement for each number of them."""

@@ -14,7 +14,7 @@ from handclasp.api.routes import Call
 from handclasp.clock import rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from handclasp.wire import Agent, AgentIdentity, AgentList, AgentReport, Reported
 
 OVERDUE = 15 * 60 * 1000

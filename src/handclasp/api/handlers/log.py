@@ -18,7 +18,7 @@ from handclasp.log.merkle import leaf_hash
 from handclasp.log.proofs import Proof, checkpoint_at, make_proof
 from handclasp.log.tiles import HashReader
 from handclasp.store import tables
-from handclasp.store.ledger import Change, Write
+from handclasp.store.writes import Change, Write
 from handclasp.wire import Done, LogEntry, LogEntryList, LogProof
 
 _SCAN = 5000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from handclasp.api.openapi import document
 from handclasp.api.routes import Call, Plain
 from handclasp.errors import HandclaspError, Kind
 from handclasp.wire import Health
@@ -28,8 +29,6 @@ async def metrics(_call: Call) -> Plain:
     return Plain(generate_latest(), CONTENT_TYPE_LATEST)
 
 
-async def openapi(_call: Call) -> Plain:
+async def openapi(call: Call) -> Plain:
     """Serve this document."""
-    from handclasp.api.openapi import document
-
-    return Plain(msgspec.json.encode(document()), "application/json", max_age=300)
+    return Plain(msgspec.json.encode(document(call.routes)), "application/json", max_age=300)

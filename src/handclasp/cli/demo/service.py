@@ -42,7 +42,7 @@ http {{
 _RELOAD = """\
 #!/bin/sh
 # Reload when it runs, start it when it does not: what an init system does for services it looks after.
-if [ -s {home}/nginx.pid ] && kill -0 "$(cat {home}/nginx.pid)" 2>/dev/null; then exec {nginx} -c {home}/nginx.conf -s reload; fi
+if read -r pid 2>/dev/null <{home}/nginx.pid && kill -0 "$pid" 2>/dev/null; then exec {nginx} -c {home}/nginx.conf -s reload; fi
 exec {nginx} -c {home}/nginx.conf
 """
 
@@ -54,9 +54,7 @@ class Service:
         self.home = home
         self.port = free_port()
         self.tls = home / "tls"
-        self._nginx = shutil.which("nginx") or next(
-            (path for path in ("/usr/sbin/nginx", "/usr/local/sbin/nginx") if Path(path).exists()), None
-        )
+        self._nginx = _find_nginx()
         self.kind = "nginx" if self._nginx else "python"
         home.mkdir()
         if self._nginx:
@@ -86,15 +84,31 @@ class Service:
             "timeout": "15s",
         }
 
+    @property
+    def pid(self) -> int | None:
+        """The process id of the service, None while it was not started."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.home / "nginx.pid").read_text())
+        return None
+
     def stop(self) -> None:
         """End the service."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((self.home / "nginx.pid").read_text())
+        pid = self.pid
+        if pid is None:
+            return
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)
             for _ in range(50):
                 os.kill(pid, 0)
                 time.sleep(0.1)
             os.kill(pid, signal.SIGKILL)
+
+
+def _find_nginx() -> str | None:
+    """Return the path of nginx. Debian puts it into the ``sbin`` beside a ``bin``, which is not on every user's PATH."""
+    places = [Path(place) for place in os.get_exec_path()]
+    beside = [place.with_name("sbin") for place in places if place.name == "bin"]
+    return shutil.which("nginx", path=os.pathsep.join(map(str, (*places, *beside))))
 
 
 def free_port() -> int:

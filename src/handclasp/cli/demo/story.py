@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,15 @@ def tell(seconds: int, *, keep: bool, as_json: bool) -> int:
     try:
         with ExitStack() as stack:
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupted))
-            summary, server = _play(home, seconds, stack, as_json)
+            programs = _Programs(home)
+            stack.callback(programs.end)
+            summary, server = _play(home, seconds, programs, stack, as_json)
             _sum_up(summary, as_json)
             if keep:
                 stack.pop_all()  # nothing is ended: server, agents and service go on
                 kept = True
-                terminal.say(f"still running: {server['https']}, data in {home}; end it with: kill {server['pid']}; pkill -f {home}")
+                pids = " ".join(map(str, programs.pids))
+                terminal.say(f"still running: {server['https']}, data in {home}; end it with: kill {pids} && rm -r {home}")
         return 0 if summary["ok"] else 1
     finally:
         if not kept:
@@ -58,14 +60,14 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _play(home: Path, seconds: int, stack: ExitStack, as_json: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _play(home: Path, seconds: int, programs: _Programs, stack: ExitStack, as_json: bool) -> tuple[dict[str, Any], dict[str, str]]:
     lifetime = min(20, max(10, seconds // 3))
-    server = stack.enter_context(_server(home))
+    server = _server(home, programs)
     client = stack.enter_context(
         ApiClient(server["https"], ca=server["ca_file"], token=Path(server["admin_token_file"]).read_text().strip())
     )
     service = Service(home / "service")
-    stack.callback(service.stop)
+    programs.service = service
     if service.kind == "python":
         terminal.say("nginx is not installed here: a Python TLS server takes its place")
     tokens = {}
@@ -76,7 +78,7 @@ def _play(home: Path, seconds: int, stack: ExitStack, as_json: bool) -> tuple[di
     ]
     for name, identity in zip(("web", "caller"), managed, strict=True):
         tokens[name], config = _enrol(home, server, client, name, identity, f"{lifetime}s")
-        stack.enter_context(_process(home, f"agent-{name}", ["agent", "run", "-c", str(config)]))
+        programs.start(f"agent-{name}", ["agent", "run", "-c", str(config)])
     if not wait_for_port(service.port, 30) or not _wait_for(home / "caller-tls" / "current" / "cert.pem", 30):
         raise HandclaspError(Kind.UNAVAILABLE, f"the service did not start:\n{_tails(home)}")
     terminal.say(f"{service.kind} serves with a certificate of {lifetime} seconds and lets in who has one of the same CA")
@@ -87,42 +89,54 @@ def _play(home: Path, seconds: int, stack: ExitStack, as_json: bool) -> tuple[di
     return _summary(traffic, service.kind, seconds, refused, log), server
 
 
-@contextmanager
-def _server(home: Path) -> Iterator[dict[str, str]]:
+class _Programs:
+    """The programs of the demo: ended together, or left running together."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._started: list[subprocess.Popen[bytes]] = []
+        self.service: Service | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of all of them."""
+        own = [process.pid for process in reversed(self._started)]
+        return own if self.service is None or self.service.pid is None else [*own, self.service.pid]
+
+    def start(self, name: str, arguments: list[str]) -> None:
+        """Run ``handclasp …``; its words go to a file."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HANDCLASP_")}
+        with (self._home / f"{name}.log").open("w") as log:
+            command = [sys.executable, "-m", "handclasp", *arguments]
+            self._started.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean, start_new_session=True)
+            )
+
+    def end(self) -> None:
+        """End them, the last one first: agents before the server that they report to, and the service when nobody reloads it any more."""
+        for process in reversed(self._started):
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self.service is not None:
+            self.service.stop()
+
+
+def _server(home: Path, programs: _Programs) -> dict[str, str]:
     terminal.say("starting a server: root, issuing authority, database, log")
     ready = home / "ready.json"
     command = [
         "up", "--data", str(home / "server"), "--trust-domain", TRUST_DOMAIN, "--https", "127.0.0.1:0", "--http", "127.0.0.1:0",
         "--crl-shards", "4", "--name", "127.0.0.1", "--name", "localhost", "--ready-file", str(ready),
     ]  # fmt: skip
-    with _process(home, "server", command):
-        if not _wait_for(ready, 60):
-            raise HandclaspError(Kind.UNAVAILABLE, f"the server did not start:\n{_tails(home)}")
-        yield json.loads(ready.read_text())
-
-
-@contextmanager
-def _process(home: Path, name: str, arguments: list[str]) -> Iterator[None]:
-    """Run ``handclasp …`` while the body runs; its words go to a file."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HANDCLASP_")}
-    with (home / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "handclasp", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=clean,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    programs.start("server", command)
+    if not _wait_for(ready, 60):
+        raise HandclaspError(Kind.UNAVAILABLE, f"the server did not start:\n{_tails(home)}")
+    facts: dict[str, str] = json.loads(ready.read_text())
+    return facts
 
 
 def _enrol(home: Path, server: dict[str, str], client: ApiClient, name: str, identity: dict[str, Any], lifetime: str) -> tuple[str, Path]:
