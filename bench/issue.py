@@ -46,9 +46,10 @@ def run_postgresql() -> Iterator[Result]:
 
     with tempfile.TemporaryDirectory(prefix="handclasp-bench-pg-") as directory:
         Path(directory).chmod(0o755)
+        (Path(directory) / "pg").mkdir()
         cluster = start_cluster(Path(directory) / "pg", durable=True)
         try:
-            with Server(workers=2, database=cluster.create_database()) as server:
+            with Server(workers=2, database=cluster.url(cluster.create_database())) as server:
                 token = server.token(name="bench", allow=[IDENTITY], profiles=["workload"], uses=0, expires="1h")
                 _issue(server, token, 1000, connections=128, core=None)
                 cpu, load = _issue(server, token, 20_000, connections=128, core=None)

@@ -147,3 +147,25 @@ def test_any_text_is_a_url_or_a_refusal(text: str) -> None:
     for url in (text, "https://" + text):
         with or_refused(Kind.NOT_ALLOWED):
             check_url(url)
+
+
+def test_who_owes_waits_until_it_is_paid_however_it_was_packed() -> None:
+    """Counted after the fact: a large cost is not forgotten, and no debt lasts for more than a minute."""
+    time = Time()
+    limiter = Limiter(10, 20, time)
+    limiter.settle("a")
+    limiter.owe("a", 20)
+    limiter.settle("a")
+    limiter.owe("a", 100)
+    with pytest.raises(HandclaspError) as caught:
+        limiter.settle("a")
+    assert (caught.value.kind, caught.value.retry_after) == (Kind.RATE_LIMITED, 10)
+    limiter.settle("b")
+    time.now += 10_000
+    limiter.settle("a")
+    limiter.owe("a", 1_000_000)
+    time.now += 60_000
+    limiter.settle("a")
+    limiter.owe("a", 1_000_000)
+    time.now -= 3_600_000
+    limiter.settle("a")  # a clock that was set back locks nobody out

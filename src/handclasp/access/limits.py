@@ -8,6 +8,7 @@ from handclasp.clock import Clock
 from handclasp.errors import HandclaspError, Kind
 
 MAX_KEYS = 100_000  # about 15 MB; the least recently used go first
+LONGEST_DEBT = 60_000.0  # milliseconds; also what a clock that was set back can cost anybody at most
 
 
 class Limiter:
@@ -41,3 +42,19 @@ class Limiter:
         self._free_at[key] = free_at
         if len(self._free_at) > self._max_keys:
             self._free_at.popitem(last=False)
+
+    def owe(self, key: str, cost: int = 1) -> None:
+        """Count ``cost`` for ``key`` after the fact, however much that is: whoever owes has to wait in :meth:`settle`, 60 s at most."""
+        now = float(self._clock())
+        self._free_at[key] = min(max(self._free_at.pop(key, now), now) + cost * self._interval, now + self._window + LONGEST_DEBT)
+        if len(self._free_at) > self._max_keys:
+            self._free_at.popitem(last=False)
+
+    def settle(self, key: str) -> None:
+        """Count nothing, and raise ``rate_limited`` while more than the burst is owed for ``key``."""
+        free_at = self._free_at.get(key)
+        if free_at is None:
+            return
+        wait = free_at - self._clock() - self._window
+        if 0 < wait <= LONGEST_DEBT:
+            raise HandclaspError(Kind.RATE_LIMITED, f"too many refused requests; wait {wait / 1000:.1f} s", retry_after=wait / 1000)

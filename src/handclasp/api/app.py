@@ -119,7 +119,10 @@ class Endpoint:
             caller[0] = principal = await authenticate(services, headers, certificate)
             _check_may_call(principal, route)
             assert principal is not None
-            services.principal_limit.check(principal.describe())
+            caller_name = principal.describe()
+            services.principal_limit.check(caller_name)
+            if _logs_itself(scope):
+                services.refused_limit.settle(caller_name)  # every refusal is a log entry, so nobody may have them without end
         if "\0" in scope["path"]:  # PostgreSQL has no text with it, and no name of ours
             raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
         body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
@@ -131,6 +134,8 @@ class Endpoint:
     async def _refuse(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> _Answer:
         """Log what was a decision and is not in the log yet, slow down who is refused all the time, and answer."""
         status = STATUS[error.kind]
+        if caller is not None and status < 500 and error.kind is not Kind.RATE_LIMITED and _logs_itself(scope):
+            self._services.refused_limit.owe(caller.describe())
         if status in _REFUSALS and source.address is not None and error.kind is not Kind.RATE_LIMITED:
             try:
                 self._services.refused_limit.check(source.address)

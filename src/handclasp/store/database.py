@@ -191,11 +191,13 @@ class Store:
             self._poll.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poll
-        await self.ledger.close()
+        # Readers first: SQLite folds the WAL into the file when the last connection ends, and only one that may write can. What is copied
+        # from a server that was stopped is then the whole database.
         if self._hot is not None:
             self._hot.close()
         if self._sync is not None:
             self._sync.dispose()
+        await self.ledger.close()
         if self._async is not None:
             await self._async.dispose()
 

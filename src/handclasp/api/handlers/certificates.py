@@ -64,6 +64,9 @@ async def issue_batch(call: Call) -> BatchResponse:
         done = await asyncio.gather(*(_issue_item(call, request) for request in some))
         results += done
         limited = _too_many_refused(call, done)
+    logged = sum(1 for item in results if item.problem is not None and item.problem.status < 500 and item.problem.status != 429)
+    if logged:
+        call.services.refused_limit.owe(call.principal.describe(), logged)
     return BatchResponse(results=results)
 
 
