@@ -59,6 +59,11 @@ class Kind(StrEnum):
     DELIVERY_FAILED = "delivery_failed"
 
 
+def problem_type(kind: Kind) -> str:
+    """Return the ``type`` of the RFC 9457 problem of a kind: a name and not an address, so it depends on nobody's domain."""
+    return f"urn:handclasp:problem:{kind.value}"
+
+
 class HandclaspError(Exception):
     """One refusal or failure: a kind for machines, a sentence for people, and a hint about what to do next.
 

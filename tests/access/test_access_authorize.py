@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handclasp.access.authorize import Allowed, Refused, authorize, check_scope
-from handclasp.access.grants import ACTIONS, Grant
+from handclasp.access.grants import ACTIONS, Grant, joint_grant, split_grant
 from handclasp.access.patterns import DnsPatterns, IdentityPatterns
 from handclasp.access.policy import EMPTY, DenyRule, Policy, parse_policy
 from handclasp.access.principals import ServerPrincipal
@@ -113,7 +113,7 @@ def test_a_token_for_the_api_obtains_no_certificate() -> None:
 
 
 def test_only_a_token_without_a_grant_of_its_own_is_looked_up_in_the_policy() -> None:
-    check(authorize(token(BARE, name="bare"), plan(), circumstances(), POLICY), "policy:by-token")
+    check(authorize(token(BARE, name="bare"), plan(), circumstances(), POLICY), "policy:by-token+token:a")
     check(authorize(token(BARE, name="other"), plan(), circumstances(), POLICY), "not_allowed")
     check(authorize(token(make_grant(), name="bare"), plan("spiffe://td/prod/db"), circumstances(), POLICY), "name_not_allowed")
     check(
@@ -131,7 +131,7 @@ def test_an_enrolment_token_without_names_enrols_and_is_not_looked_up_in_the_pol
 def test_a_token_without_a_grant_keeps_its_own_limits() -> None:
     short = token(Grant("token:a", max_ttl=60.0), name="bare")
     check(authorize(short, plan(), circumstances(), POLICY), "lifetime_not_allowed")
-    check(authorize(short, plan(ttl=60), circumstances(), POLICY), "policy:by-token")
+    check(authorize(short, plan(ttl=60), circumstances(), POLICY), "policy:by-token+token:a")
     elsewhere = token(make_grant(identities=[], profiles=frozenset(), sources=["192.0.2.0/24"]), name="bare")
     check(authorize(elsewhere, plan(), circumstances(), POLICY), "not_allowed")
     other = token(make_grant(identities=[], profiles=frozenset({"server"})), name="bare")
@@ -267,6 +267,56 @@ def test_a_renewal_changes_neither_identity_nor_names_nor_profile() -> None:
     check(renew(certificate("dns:a.example.org", names=Names(dns=("a.example.org",))), plan(None, dns=("a.example.org",)), wide), "token:a")
     check(renew(oidc(), plan(), wide, POLICY), "not_allowed")
     check(renew(token(wide), plan(), wide, POLICY), "not_allowed")
+
+
+JOINT = "policy:web+token:a"
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Grant("token:a"), JOINT),
+        (None, "not_allowed"),  # the token is gone, or was revoked
+        (Grant("token:b"), "not_allowed"),
+        (Grant("token:a", renew=False), "not_allowed"),
+        (Grant("token:a", max_ttl=3600.0), JOINT),
+        (Grant("token:a", max_ttl=60.0), "lifetime_not_allowed"),
+        (make_grant(identities=[], profiles=frozenset(), sources=["192.0.2.0/24"]), "not_allowed"),
+        (Grant("token:a", profiles=frozenset({"server"})), "profile_not_allowed"),
+    ],
+)
+def test_what_a_token_obtained_by_a_policy_grant_stays_within_the_limits_of_both(limits: Grant | None, expected: str) -> None:
+    """Regression: only the policy's grant was recorded, and the token's limits and its revocation were forgotten at renewal."""
+    grant = make_grant("policy:web", max_ttl=7200.0)
+    known = circumstances("renew", origin=grant, origin_token=limits)
+    check(authorize(certificate(granted_by=JOINT), plan(), known, EMPTY), expected)
+    gone = circumstances("renew", origin=None, origin_token=limits)
+    check(authorize(certificate(granted_by=JOINT), plan(), gone, EMPTY), "not_allowed")
+    narrow = circumstances("renew", origin=make_grant("policy:web", max_ttl=60.0), origin_token=Grant("token:a"))
+    check(authorize(certificate(granted_by=JOINT), plan(), narrow, EMPTY), "lifetime_not_allowed")
+
+
+def test_a_token_does_not_slip_into_a_line_that_began_without_one() -> None:
+    known = circumstances("renew", origin=make_grant("policy:web"), origin_token=Grant("token:a"))
+    check(authorize(certificate(granted_by="policy:web"), plan(), known, EMPTY), "not_allowed")
+    assert split_grant(joint_grant("policy:web", "token:a")) == ("policy:web", "token:a")
+    assert split_grant("token:a") == ("token:a", "")
+
+
+def test_a_superseded_certificate_does_nothing_but_repeat_its_renewal() -> None:
+    """Regression: a stolen certificate went on issuing and reporting after its owner had renewed it."""
+    for is_agent in (False, True):
+        old = certificate("spiffe://td/own/a", is_agent=is_agent, superseded_at=NOW)
+        same = plan("spiffe://td/own/a")
+        check(authorize(old, same, circumstances("renew"), POLICY), "policy:renewers")
+        for action in ("issue", "revoke"):
+            check(authorize(old, same, circumstances(action), POLICY), "superseded")
+        check(authorize(dataclasses.replace(old, grace_is_over=True), same, circumstances("renew"), POLICY), "superseded")
+    agent = certificate("spiffe://td/agent/a", is_agent=True, superseded_at=NOW)
+    assert isinstance(check_scope(agent, "agents:report"), Allowed)
+    answer = check_scope(dataclasses.replace(agent, grace_is_over=True), "agents:report")
+    assert isinstance(answer, Refused)
+    assert answer.kind is Kind.SUPERSEDED
 
 
 def test_a_renewal_by_policy_and_after_the_claims_are_gone() -> None:

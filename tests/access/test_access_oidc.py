@@ -320,6 +320,21 @@ def test_known_keys_serve_for_a_while_when_the_issuer_is_down() -> None:
     world.refuses(make(exp=NOW + 10_000), Kind.UNAVAILABLE)
 
 
+def test_a_clock_that_was_set_back_neither_keeps_old_keys_nor_stops_fetching() -> None:
+    """Regression: keys fetched "in the future" were taken for current, and no fetch was tried, until the clock had caught up."""
+    world = World()
+    token = make(exp=NOW + 300, iat=NOW - 50_000, nbf=NOW - 50_000)
+    world.verify(token)
+    world.now -= 40_000_000
+    world.verify(token)
+    assert len(world.fetched) == 4
+    world.verify(token)
+    assert len(world.fetched) == 4
+    world.pages = {}
+    world.now -= 1_000_000
+    world.refuses(token, Kind.UNAVAILABLE)  # how old the keys are is not known
+
+
 BROKEN: list[tuple[str, str, Any]] = [
     ("a key set of 1 MB", JWKS, {"keys": KEYS, "padding": "x" * 1_000_000}),
     ("a key set just above the limit", JWKS, json.dumps({"keys": KEYS}).encode().ljust(MAX_DOCUMENT + 1)),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from handclasp.access.cases import run_cases
 from handclasp.access.policy import EMPTY, Policy, diff, parse_policy
 from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.profiles import all_profiles, load_profiles
 from support.access import or_refused
 
 GOOD = """\
@@ -233,9 +234,51 @@ def test_cases_come_out_as_expected() -> None:
 
 
 def test_a_case_that_comes_out_otherwise_says_how() -> None:
-    (first, second, *_) = run_cases(EMPTY, CASES)
+    (first, second, *_) = run_cases(EMPTY, CASES.replace("ttl: 25h", "ttl: 23h"))
     assert (first.ok, first.expected, first.got) == (False, "allow", "deny (not_allowed)")
     assert (second.ok, second.expected) == (False, "deny (lifetime_not_allowed)")
+
+
+WIDE = """
+version: 1
+grants:
+  - {name: wide, principals: [{token: any}], identities: ["spiffe://td/**"], profiles: [workload, mine, gone], max_ttl: 100h}
+  - {name: short, principals: [{token: short}], identities: ["spiffe://td/**"], profiles: [workload], max_ttl: 10m}
+  - {name: shortest, principals: [{token: shortest}], identities: ["spiffe://td/**"], profiles: [workload], max_ttl: 1s}
+"""
+MINE = "version: 1\nprofiles: {mine: {extend: workload, max_lifetime: 90h}}\n"
+
+
+@pytest.mark.parametrize(
+    ("token", "request_", "got"),
+    [
+        ("any", "", "allow"),
+        ("any", "ttl: 24h", "allow"),
+        ("any", "ttl: 25h", "deny (lifetime_not_allowed)"),
+        ("any", "ttl: 1s", "deny (lifetime_not_allowed)"),
+        ("any", "profile: gone", "deny (unknown_profile)"),
+        ("any", "profile: mine, ttl: 90h", "allow"),
+        ("any", "profile: mine, ttl: 91h", "deny (lifetime_not_allowed)"),
+        ("any", "profile: gone, action: renew", "deny (unknown_profile)"),
+        ("short", "", "allow"),
+        ("short", "ttl: 11m", "deny (lifetime_not_allowed)"),
+        ("shortest", "", "deny (lifetime_not_allowed)"),
+    ],
+)
+def test_a_case_comes_out_as_the_server_would_answer(token: str, request_: str, got: str) -> None:
+    """Regression: profiles that do not exist and lifetimes beyond a profile's came out as allowed."""
+    request = ", ".join(filter(None, ["identity: spiffe://td/a", request_]))
+    text = f"version: 1\ncases: [{{name: a, principal: {{token: {{name: {token}}}}}, request: {{{request}}}, expect: allow}}]\n"
+    (result,) = run_cases(parse_policy(WIDE), text, profiles=all_profiles(load_profiles(MINE)))
+    assert result.got == got, result.reason
+
+
+def test_without_custom_profiles_there_are_the_built_in_ones() -> None:
+    text = (
+        "version: 1\ncases: [{name: a, principal: {token: {name: any}}, request: {identity: spiffe://td/a, profile: mine}, expect: deny}]\n"
+    )
+    (result,) = run_cases(parse_policy(WIDE), text)
+    assert result.got == "deny (unknown_profile)"
 
 
 @pytest.mark.parametrize(

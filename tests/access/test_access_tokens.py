@@ -202,6 +202,28 @@ def test_what_is_not_a_token(database_url: str) -> None:
     run(database_url, strangers)
 
 
+def test_nobody_revokes_a_token_with_a_scope_that_they_do_not_hold(database_url: str) -> None:
+    """Regression: tokens:write took the administrator's token away."""
+
+    async def revoking(store: Store, tokens: Tokens, time: Time) -> None:
+        async def made(*scopes: str) -> Any:
+            names = {} if scopes else {"allow": WEB}
+            wanted = {"name": "x", "expires": "1h", **names, **({"scopes": [*scopes]} if scopes else {"profiles": ["workload"]})}
+            return await tokens.create(TokenRequest(**wanted), "local:test")
+
+        writer = await tokens.authenticate((await made("tokens:write", "log:read")).token)
+        for scopes in (("admin",), ("policy:write",), ("log:read", "certificates:revoke")):
+            assert await refused(tokens.revoke((await made(*scopes)).id, writer)) is Kind.NOT_ALLOWED
+        for scopes in ((), ("log:read",), ("tokens:write", "log:read")):
+            await tokens.revoke((await made(*scopes)).id, writer)
+        admin = await tokens.authenticate((await made("admin")).token)
+        await tokens.revoke((await made("admin")).id, admin)
+        await tokens.revoke((await made("policy:write")).id, admin)
+        await tokens.revoke(admin.id, "local:test")
+
+    run(database_url, revoking)
+
+
 def test_an_expired_token_still_carries_renewals(tmp_path: Any) -> None:
     async def expired(store: Store, tokens: Tokens, time: Time) -> None:
         made = await tokens.create(request(expires="1s"), "local:test")

@@ -149,7 +149,7 @@ def test_every_kind_of_error_has_a_status_and_a_problem_document() -> None:
     for kind, status in STATUS.items():
         problem = to_problem(HandclaspError(kind, "why", hint="do this"), "/here")
         assert (problem.status, problem.kind, problem.instance) == (status, kind.value, "/here")
-        assert problem.type.endswith(f"/{kind.value}")
+        assert problem.type == f"urn:handclasp:problem:{kind.value}"
         assert problem.title
         internal = kind in (Kind.INTERNAL, Kind.VERIFY_FAILED, Kind.TAMPERED)
         assert (problem.detail == "why") is not internal, "what is wrong inside is not told"

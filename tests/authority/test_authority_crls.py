@@ -350,30 +350,6 @@ def test_an_authority_whose_key_is_away_does_not_hold_up_the_others(tmp_path: Pa
     run(tmp_path, work)
 
 
-def test_a_revoked_issuing_authority_is_on_its_roots_crl_for_good(tmp_path: Path) -> None:
-    needs("openssl")
-
-    async def work(here: Installation) -> None:
-        await here.authorities.create_issuing("issuing-2", "root", by=BY, base_url=BASE)
-        leaf = await here.issue(WEB, ttl=86400)
-        chain = here.authorities.get("issuing-1").chain
-        await here.publisher.publish_dirty()
-        await here.publisher.revoke_authority("issuing-1", "ca_compromise", by=BY)
-        assert here.authorities.get().authority.name == "issuing-2"
-        here.clock.pass_(13 * 3600)
-        await here.publisher.publish_dirty()  # the regular renewal carries it on
-        crls, _ = await here.publisher.get_bundle_pem("example.org")
-        assert "certificate revoked" in openssl_verify(tmp_path, leaf.der, chain[:1], chain[1:], at=here.clock(), crls=crls)
-        der, _ = await here.publisher.get("root", 0)
-        assert [one.serial_number for one in x509.load_der_x509_crl(der)] == [x509.load_der_x509_certificate(chain[0]).serial_number]
-        with pytest.raises(HandclaspError):
-            await here.publisher.revoke_authority("issuing-2", "because", by=BY)
-        with pytest.raises(HandclaspError):
-            await here.publisher.revoke_authority("root", "ca_compromise", by=BY)
-
-    run(tmp_path, work)
-
-
 def test_a_crl_that_does_not_fit_is_not_imported(tmp_path: Path) -> None:
     clock = Ticker()
     passphrase = b"another long passphrase"

@@ -63,6 +63,7 @@ def test_a_copy_verifies_and_is_brought_up_to_date(api: FakeApi, run, tmp_path: 
     result = run("audit", "export", "copy", "--json")
     assert json.loads(result.stdout)["entries"] == 300
     assert files(tmp_path / "copy") == files(tmp_path / "log")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"checkpoint", "tile"}, "the log's files alone"
     assert run("audit", "verify", "copy", "--vkey-file", vkey).stdout == f"ok\tlog\t300 entries of {ORIGIN} are as they were signed\n"
     shutil.rmtree(tmp_path / "log")
     build(tmp_path / "log", [300, 700])

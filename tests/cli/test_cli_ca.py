@@ -56,6 +56,7 @@ def test_without_a_passphrase_nothing_is_made(run, tmp_path: Path) -> None:
     result = run("ca", "root", "create", "root", "--trust-domain", "example.org")
     assert result.exit_code == 1
     assert f"({Kind.BAD_SETTING.value})" in result.stderr
+    assert "hint: give --passphrase-file FILE" in result.stderr
     assert not (tmp_path / "root/root.key").exists()
 
 
@@ -91,6 +92,7 @@ def test_what_needs_the_store_is_handed_to_the_server(run, monkeypatch: pytest.M
     data = tmp_path / "data"
     result = run("ca", "import", "issuing.crt", "--key", "issuing.key", "--root", "root.crt", "--as", "issuing-2", "--data", str(data))
     assert result.exit_code == 0, result.stderr
+    assert "start the server again" in result.stderr, "with SQLite it had to be stopped"
     result = run(
         "ca", "issuing", "create", "issuing-3", "--trust-domain", "example.org", "--dns-zone", "example.org", "--data", str(data), "--json"
     )

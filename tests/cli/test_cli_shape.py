@@ -76,6 +76,8 @@ def test_help_of_every_command_ends_with_its_example(name: str, run) -> None:
     assert "Example:\n" in result.stdout
     assert EVERY[name].example.splitlines()[0] in result.stdout
     assert result.stderr == ""
+    arguments = [param for param in EVERY[name].params if isinstance(param, click.Argument)]
+    assert result.stdout.lower().count("arguments:\n") == bool(arguments), "told once"
 
 
 @pytest.mark.parametrize("name", [name for name, command in EVERY.items() if command.connection])

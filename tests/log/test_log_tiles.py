@@ -124,10 +124,8 @@ def test_reading_as_it_is_served(tmp_path: Path) -> None:
         assert storage.read(path) == data
     assert storage.read("tile/0/000.p/10") == storage.read("tile/0/000")[:320], "a removed partial tile is answered from the full one"
     assert storage.read("tile/entries/000.p/10") == encode_bundle([entry(index) for index in range(10)])
-    assert [storage.read_entry(index, 260) for index in (0, 255, 259)] == [entry(0), entry(255), entry(259)]
-    with pytest.raises(HandclaspError) as caught:
-        storage.read_entry(260, 260)
-    assert caught.value.kind is Kind.NOT_FOUND
+    assert storage.read_bundle(0) == [entry(index) for index in range(256)]
+    assert storage.read_bundle(1, 4) == [entry(index) for index in range(256, 260)]
 
 
 def test_a_tile_of_the_wrong_length_is_not_served(tmp_path: Path) -> None:

@@ -157,12 +157,12 @@ _CRL = _build([Revoked(5, NOW, 1), Revoked(6, NOW)])
 
 
 @pytest.mark.parametrize("key_type", keys.KEY_TYPES)
-def test_a_spiffe_bundle_carries_each_root_and_reads_back(key_type):
+def test_a_spiffe_bundle_carries_each_root(key_type):
     root = authority(key_type).root
     data = bundles.spiffe_bundle([root], 3, 300)
-    read = bundles.parse_spiffe_bundle(data)
-    assert (read.authorities, read.sequence, read.refresh_hint) == ((root,), 3, 300)
-    key = json.loads(data)["keys"][0]
+    document = json.loads(data)
+    assert (len(document["keys"]), document["spiffe_sequence"], document["spiffe_refresh_hint"]) == (1, 3, 300)
+    key = document["keys"][0]
     assert key["use"] == "x509-svid"
     assert key["x5c"] == [base64.b64encode(root).decode()]
     assert key["kty"] == {"p": "EC", "r": "RSA", "e": "OKP", "m": "AKP"}[key_type[0]]
@@ -177,40 +177,3 @@ def test_the_numbers_of_a_key_are_those_of_the_key():
         raw = base64.urlsafe_b64decode(key[member] + "=")
         assert len(raw) == 32
         assert int.from_bytes(raw, "big") == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"keys": {}}',
-        '{"keys": [{"use": "x509-svid"}]}',
-        '{"keys": [{"use": "x509-svid", "x5c": []}]}',
-        '{"keys": [{"use": "x509-svid", "x5c": ["AAAA"]}]}',
-        '{"keys": [{"use": "x509-svid", "x5c": ["*"]}]}',
-        '{"keys": [{"use": "x509-svid", "x5c": [1]}]}',
-        '{"keys": [], "spiffe_sequence": "1"}',
-        '{"keys": [], "spiffe_sequence": -1}',
-        '{"keys": [], "spiffe_refresh_hint": true}',
-        "[" * 100_000,
-    ],
-)
-def test_what_is_no_bundle_is_refused(text):
-    with refused(Kind.BAD_CERTIFICATE):
-        bundles.parse_spiffe_bundle(text.encode())
-
-
-def test_keys_for_other_uses_are_passed_over():
-    read = bundles.parse_spiffe_bundle(b'{"keys": [{"use": "jwt-svid", "kid": "a"}, {"use": "new"}, 7]}')
-    assert read == bundles.SpiffeBundle((), None, None)
-
-
-@given(st.binary(max_size=200), st.integers(0, 2000), st.binary(max_size=2))
-def test_broken_bundles_raise_only_our_errors(data, at, change):
-    good = bundles.spiffe_bundle([authority().root], 3, 300)
-    at %= len(good)
-    for candidate in (data, good[:at] + change + good[at + 1 :]):
-        with allowing(Kind.BAD_CERTIFICATE):
-            bundles.parse_spiffe_bundle(candidate)

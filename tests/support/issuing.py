@@ -63,7 +63,9 @@ class House:
         spiffe = issued.identity if issued.identity.startswith("spiffe://") else None
         return CertificatePrincipal(
             issued.sha256, issued.identity, make_names(spiffe, *(others.get(kind, ()) for kind in ("dns", "ip", "email"))), row.profile,
-            bytes(row.line), row.generation, row.granted_by, is_agent=row.profile == "agent",
+            bytes(row.line), row.generation, row.granted_by, is_agent=row.profile == "agent", superseded_at=row.superseded_at,
+            grace_is_over=row.superseded_at is not None
+            and self.issuance.grace_is_over(row.superseded_at, row.not_before, row.not_after),
         )  # fmt: skip
 
     async def renew(self, issued: IssuedCertificate, csr: bytes | None = None, **wanted: Any) -> IssuedCertificate:
@@ -96,7 +98,7 @@ async def house(directory: Path, url: str = "", **issuing: Any) -> AsyncIterator
         await here.authorities.create_issuing("issuing", "root", by=BY, **{"base_url": BASE, "crl_shards": 4, **issuing})
         rulebook, tokens = Rulebook(here.store, here.clock), Tokens(here.store, here.clock)
         issuance = Issuance(here.store, here.authorities, rulebook, tokens, here.clock, instance=42, renewal_grace=600)
-        yield House(here, rulebook, tokens, issuance, Revoker(here.store, here.clock))
+        yield House(here, rulebook, tokens, issuance, Revoker(here.store, rulebook, here.clock))
 
 
 def fresh_csr(*names: str, key: keys.PrivateKey | None = None) -> bytes:

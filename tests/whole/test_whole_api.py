@@ -56,6 +56,7 @@ def test_an_agent_has_the_labels_of_its_own_enrolment_and_never_those_of_a_later
     """Labels belong to the token by which a line began: the holder of an old certificate gains nothing when its name is enrolled anew."""
     admin("PUT", "/v1/policy", {"text": POLICY}).ok()
     name, wanted = f"spiffe://{DOMAIN}/agent/host1", {"identity": f"spiffe://{DOMAIN}/vault", "profile": "workload"}
+    exactly = {"allow": [name], "profiles": ["agent"]}  # another token would not be let near a name that is taken
     weak = live.holder(name, profile="agent", token=live.token(agent=True, labels={"role": "web"}, allow=[WEB], profiles=["workload"]))
 
     def may_obtain(holder: Holder) -> str:
@@ -63,7 +64,7 @@ def test_an_agent_has_the_labels_of_its_own_enrolment_and_never_those_of_a_later
             return client("POST", "/v1/certificates", {"csr": new_request("p256", identity=None)[1], **wanted}).kind or "issued"
 
     assert may_obtain(weak) == Kind.NAME_NOT_ALLOWED.value
-    strong = live.holder(name, profile="agent", token=live.token(agent=True, labels={"role": "vault"}))
+    strong = live.holder(name, profile="agent", token=live.token(agent=True, labels={"role": "vault"}, **exactly))
     assert may_obtain(strong) == "issued"
     assert may_obtain(weak) == Kind.NAME_NOT_ALLOWED.value
     with live.client(None, weak) as client:  # a renewal stays in its line
@@ -71,7 +72,7 @@ def test_an_agent_has_the_labels_of_its_own_enrolment_and_never_those_of_a_later
         renewed = live.keep(client("POST", f"/v1/certificates/{weak.sha256}:renew", {"csr": csr}).ok(201), key)
     assert may_obtain(renewed) == Kind.NAME_NOT_ALLOWED.value
     # And the other way round: a weaker enrolment of the same name takes nothing from the stronger one, nor gives it away.
-    live.holder(name, profile="agent", token=live.token(agent=True, labels={}))
+    live.holder(name, profile="agent", token=live.token(agent=True, labels={}, **exactly))
     assert may_obtain(strong) == "issued"
     assert may_obtain(renewed) == Kind.NAME_NOT_ALLOWED.value
     admin("PUT", "/v1/policy", {"text": "version: 1\ngrants: []\n"}).ok()

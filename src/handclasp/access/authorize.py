@@ -7,7 +7,7 @@ parameters and not the names in the CSR). Every refusal says which rule was near
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from handclasp.access.grants import (
@@ -21,6 +21,8 @@ from handclasp.access.grants import (
     TokenRule,
     in_agent_space,
     is_agent_identity,
+    joint_grant,
+    split_grant,
 )
 from handclasp.access.patterns import ANY_VALUE, NO_CLAIMS, Claims, claim_value
 from handclasp.access.policy import Policy
@@ -67,11 +69,13 @@ class Circumstances:
     """The grant that the line of the caller's certificate began with, as it is today; None when it is gone."""
     now: int
     """Milliseconds since the epoch."""
+    origin_token: Grant | None = None
+    """Where the line began with a policy grant that a token used: that token's limits, as they are today; None when it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """Yes, by this one grant: ``token:ID`` or ``policy:NAME``."""
+    """Yes, by this one grant: ``token:ID``, ``policy:NAME``, or ``policy:NAME+token:ID`` for a token that the policy names."""
 
     grant: str
     single_use: bool = False
@@ -92,12 +96,16 @@ _Step = tuple[int, Refused]
 """A refusal, and how many checks were passed before it: the highest is the nearest miss."""
 
 
+_SUPERSEDED = Refused(Kind.SUPERSEDED, "this certificate was renewed, and its successor is to be used in its place")
+
+
 def authorize(principal: Principal, plan: Planned, circumstances: Circumstances, policy: Policy) -> Allowed | Refused:
     """Decide. Nothing is stored and nothing is spent; the same arguments always give the same answer.
 
     * A **token** has its own grant and no other. Only one that carries no grant of its own is looked up in the policy, by its name.
     * A **certificate** has the grants of the policy whose certificate or agent rule fits. It may renew itself by the grant that its line
-      began with, while that is still there and still covers all of it; an agent's may also issue by it.
+      began with (and by the token, where the policy's grant was a token's), while that is still there and still covers all of it; an
+      agent's may also issue by it. A superseded certificate only renews.
     * An **OIDC** token has the grants of the policy whose issuer and claims fit.
     * One grant must cover everything. A deny rule beats all of them, except that nothing stands in the way of a revocation.
     """
@@ -117,6 +125,8 @@ def authorize(principal: Principal, plan: Planned, circumstances: Circumstances,
 
 def check_scope(principal: Principal, scope: str) -> Allowed | Refused:
     """Decide whether the principal may use a part of the API; see :data:`handclasp.access.principals.SCOPES`."""
+    if isinstance(principal, CertificatePrincipal) and principal.grace_is_over:
+        return _SUPERSEDED
     if scope in principal.scopes or "admin" in principal.scopes:
         return Allowed(principal.describe())
     return Refused(Kind.NOT_ALLOWED, f"this needs the scope {scope}, which {principal.describe()} does not have")
@@ -189,15 +199,22 @@ def _for_token(principal: TokenPrincipal, plan: Planned, circumstances: Circumst
     step = _within_limits(grant, plan, circumstances)
     if step is not None:
         return step[1]
-    return _first(_fitting(policy, principal), NO_CLAIMS, plan, circumstances)
+    answer = _first(_fitting(policy, principal), NO_CLAIMS, plan, circumstances)
+    return replace(answer, grant=joint_grant(answer.grant, grant.name)) if isinstance(answer, Allowed) else answer
 
 
 def _for_certificate(principal: CertificatePrincipal, plan: Planned, circumstances: Circumstances, policy: Policy) -> Allowed | Refused:
+    if principal.superseded_at is not None and circumstances.action != "renew":
+        return _SUPERSEDED  # whoever has it has also lost it: its owner goes on with the successor
+    if principal.grace_is_over:
+        return _SUPERSEDED
     answer = _first(_fitting(policy, principal), principal.labels, plan, circumstances)
     origin = circumstances.origin
     if isinstance(answer, Allowed) or circumstances.action == "revoke":
         return answer
-    if origin is None or origin.name != principal.granted_by:
+    grant, token = split_grant(principal.granted_by)
+    limits = circumstances.origin_token
+    if origin is None or origin.name != grant or (limits.name if limits is not None else "") != token:
         if circumstances.action == "renew":
             return Refused(Kind.NOT_ALLOWED, f"{principal.granted_by}, by which this certificate was obtained, is no longer there")
         return answer
@@ -210,11 +227,15 @@ def _for_certificate(principal: CertificatePrincipal, plan: Planned, circumstanc
 
 
 def _renew_by_origin(origin: Grant, principal: CertificatePrincipal, plan: Planned, circumstances: Circumstances) -> Allowed | Refused:
-    if not origin.renew:
-        return Refused(Kind.NOT_ALLOWED, f"certificates obtained by {origin.name} cannot be renewed")
+    token = circumstances.origin_token
+    for grant in (origin,) if token is None else (origin, token):
+        if not grant.renew:
+            return Refused(Kind.NOT_ALLOWED, f"certificates obtained by {grant.name} cannot be renewed")
     # The names are those of the predecessor (checked above), whose placeholders were compared with claims that nobody has any more.
     step = _by_grant(origin, ANY_VALUE, plan, circumstances, needs_action=False, enrolling=principal.is_agent)
-    return Allowed(origin.name) if step is None else step[1]
+    if step is None and circumstances.origin_token is not None:
+        step = _within_limits(circumstances.origin_token, plan, circumstances)
+    return Allowed(principal.granted_by) if step is None else step[1]
 
 
 def _for_oidc(principal: OidcPrincipal, plan: Planned, circumstances: Circumstances, policy: Policy) -> Allowed | Refused:

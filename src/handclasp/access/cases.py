@@ -21,16 +21,19 @@ A principal is ``certificate: IDENTITY`` (with ``profile`` and ``granted_by: pol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from handclasp.access.authorize import Allowed, Circumstances, authorize
+from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
 from handclasp.access.grants import Grant
 from handclasp.access.patterns import DnsPatterns, EmailPatterns, IdentityPatterns, Networks
 from handclasp.access.policy import Policy
 from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, TokenPrincipal
 from handclasp.access.yamlshape import Part, document_of
+from handclasp.clock import format_duration
 from handclasp.errors import Kind
 from handclasp.pki.names import Names, make_names
+from handclasp.pki.profiles import BUILT_IN, Profile
 
 _TOKEN_KEYS = ("name", "allow", "allow_dns", "allow_ip", "allow_email", "profiles", "max_ttl", "cidr", "agent")
 
@@ -62,20 +65,25 @@ class _Request:
     not_after: int
     source: str | None
     action: str
+    ttl: float | None
+    """Seconds; None where the case wishes for none."""
 
 
-def run_cases(policy: Policy, text: str, source: str = "cases.yaml") -> list[CaseResult]:
-    """Return how each case comes out under the policy. Raises one ``bad_policy`` with every mistake in the cases file and its line."""
+def run_cases(policy: Policy, text: str, source: str = "cases.yaml", profiles: Mapping[str, Profile] = BUILT_IN) -> list[CaseResult]:
+    """Return how each case comes out under the policy and the profiles, of which a server that has them would refuse the same.
+
+    Raises one ``bad_policy`` with every mistake in the cases file and its line.
+    """
     top = document_of(text, source, Kind.BAD_POLICY)
     top.keys("version", "cases")
     if top.value.get("version") != 1:
         top.problem("version", "the version must be 1")
-    results = [_run(policy, part) for part in top.parts("cases", required=True)]
+    results = [_run(policy, profiles, part) for part in top.parts("cases", required=True)]
     top.problems.raise_if_any()
     return results
 
 
-def _run(policy: Policy, part: Part) -> CaseResult:
+def _run(policy: Policy, profiles: Mapping[str, Profile], part: Part) -> CaseResult:
     part.keys("name", "principal", "request", "expect", "reason")
     expect = part.text("expect")
     if expect not in ("allow", "deny"):
@@ -85,8 +93,7 @@ def _run(policy: Policy, part: Part) -> CaseResult:
         part.problem("reason", "reason is the kind of refusal that a denied case expects, such as name_not_allowed")
     request = _request(part.part("request"))
     principal, origin = _principal(part.part("principal"), request, policy)
-    circumstances = Circumstances(request.action, request.source, None, origin, 0)
-    answer = authorize(principal, request, circumstances, policy)
+    answer = _answer(principal, request, origin, policy, profiles)
     expected = f"deny ({kind})" if kind else expect
     if isinstance(answer, Allowed):
         return CaseResult(part.text("name"), expect == "allow", expected, "allow", answer.grant)
@@ -94,17 +101,46 @@ def _run(policy: Policy, part: Part) -> CaseResult:
     return CaseResult(part.text("name"), ok, expected, f"deny ({answer.kind.value})", answer.reason)
 
 
+def _answer(
+    principal: Principal, request: _Request, origin: Grant | None, policy: Policy, profiles: Mapping[str, Profile]
+) -> Allowed | Refused:
+    """Return what a server answers: its profile first, then the policy. Nobody's wish is the profile's lifetime, or the grant's longest."""
+    circumstances = Circumstances(request.action, request.source, None, origin, 0)
+    if request.action == "revoke":
+        return authorize(principal, request, circumstances, policy)
+    profile = profiles.get(request.profile.name)
+    if profile is None:
+        return Refused(Kind.UNKNOWN_PROFILE, f"there is no profile {request.profile.name!r} (custom ones: --profiles FILE)")
+    answer = _refused_lifetime(request, profile)
+    if answer is not None:
+        return answer
+    if request.ttl is not None:
+        return authorize(principal, replace(request, not_after=round(request.ttl * 1000)), circumstances, policy)
+    decision = authorize(principal, replace(request, not_after=round(profile.lifetime * 1000)), circumstances, policy)
+    if isinstance(decision, Refused) and decision.longest is not None and decision.longest >= profile.min_lifetime:
+        return authorize(principal, replace(request, not_after=round(decision.longest * 1000)), circumstances, policy)
+    return decision
+
+
+def _refused_lifetime(request: _Request, profile: Profile) -> Refused | None:
+    if request.ttl is None or profile.min_lifetime <= request.ttl <= profile.max_lifetime:
+        return None
+    between = f"{format_duration(profile.min_lifetime)} to {format_duration(profile.max_lifetime)}"
+    return Refused(Kind.LIFETIME_NOT_ALLOWED, f"the profile {profile.name} allows {between}, and this is {format_duration(request.ttl)}")
+
+
 def _request(part: Part) -> _Request:
     part.keys("identity", "dns", "ip", "email", "profile", "ttl", "source", "action")
     identity = part.text("identity") if "identity" in part.value else None
     names = part.attempt("", lambda: make_names(identity, part.texts("dns"), part.texts("ip"), part.texts("email")))
-    ttl = part.duration("ttl") or 3600.0
+    ttl = part.duration("ttl")
     return _Request(
         names or Names(),
         _Profile(part.text("profile") if "profile" in part.value else "workload"),
-        round(ttl * 1000),
+        0,
         part.text("source") if "source" in part.value else None,
         part.text("action") if "action" in part.value else "issue",
+        ttl,
     )
 
 

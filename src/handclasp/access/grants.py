@@ -124,6 +124,20 @@ class Grant:
         return self.uncovered(Names(dns=names.dns, ip=names.ip, email=names.email))
 
 
+def joint_grant(policy_grant: str, token_grant: str) -> str:
+    """Return what is recorded where a policy's grant let a token have something: both bind what was obtained, for as long as it is renewed.
+
+    A policy grant's name has no ``+``.
+    """
+    return f"{policy_grant}+{token_grant}"
+
+
+def split_grant(granted_by: str) -> tuple[str, str]:
+    """Return the grant by which a line began, and the token that had to do with it; the second is empty where one grant is all there is."""
+    grant, _, token = granted_by.partition("+")
+    return grant, token
+
+
 def _only_names(grant: Grant) -> Names | None:
     spiffe = [text for text in grant.identities.texts if not set(text) & set("*{")]
     if len(spiffe) != len(grant.identities.texts) or len(spiffe) > 1:

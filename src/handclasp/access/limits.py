@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 
 from handclasp.clock import Clock
@@ -9,6 +10,19 @@ from handclasp.errors import HandclaspError, Kind
 
 MAX_KEYS = 100_000  # about 15 MB; the least recently used go first
 LONGEST_DEBT = 60_000.0  # milliseconds; also what a clock that was set back can cost anybody at most
+
+
+def network_key(address: str) -> str:
+    """Return what an address counts as: an IPv6 one its /64, which one host has all of (RFC 6177); an IPv4 one itself, however written."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(parsed) >> 64 << 64)}/64"
 
 
 class Limiter:

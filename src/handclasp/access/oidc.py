@@ -60,7 +60,7 @@ class _Registry(jws.JWSRegistry):
 
 @dataclass(slots=True)
 class _KeySet:
-    """What is known of one issuer's keys. Times in ms; 0 is never."""
+    """What is known of one issuer's keys. Times in ms; 0 is never, and so is what is to come: the clock was set back."""
 
     keys: dict[str, tuple[str, Any]] = field(default_factory=dict)
     """By ``kid``: (kind of key, the key)."""
@@ -120,7 +120,7 @@ class OidcVerifier:
         if not isinstance(kid, str) or not kid or len(kid) > 512:
             raise _not("it does not name its key (kid)")
         known = self._sets.setdefault((issuer.issuer, issuer.jwks_url), _KeySet())
-        if self._clock() - known.fetched_at >= REFRESH * 1000 or kid not in known.keys:
+        if not 0 <= self._clock() - known.fetched_at < REFRESH * 1000 or kid not in known.keys:
             await self._refresh(issuer, known, kid)
         found = known.keys.get(kid)
         if found is None:
@@ -133,10 +133,10 @@ class OidcVerifier:
         """Fetch the keys again, one fetch at a time and not more often than the cooldown allows."""
         async with known.lock:
             now = self._clock()
-            current = now - known.fetched_at < REFRESH * 1000
+            current = 0 <= now - known.fetched_at < REFRESH * 1000
             if current and kid in known.keys:
                 return  # whoever had the lock before fetched it
-            if known.tried_at and now - known.tried_at < COOLDOWN * 1000:
+            if known.tried_at and 0 <= now - known.tried_at < COOLDOWN * 1000:
                 self._make_do(issuer, known, now)
                 return
             known.tried_at = now
@@ -150,7 +150,7 @@ class OidcVerifier:
     @staticmethod
     def _make_do(issuer: OidcIssuer, known: _KeySet, now: int) -> None:
         """Go on with the keys there are, unless they are too old."""
-        if not known.fetched_at or now - known.fetched_at > STALE * 1000:
+        if not known.fetched_at or not 0 <= now - known.fetched_at <= STALE * 1000:
             raise HandclaspError(
                 Kind.UNAVAILABLE, f"the keys of the issuer {issuer.name} cannot be had", hint="see the server's log", retry_after=COOLDOWN
             )

@@ -17,14 +17,13 @@ SCOPES: dict[str, str] = {
     "authorities:write": "retire authorities, and publish the revocation lists of offline roots",
     "certificates:read": "list certificates and identities, and their history",
     "certificates:revoke": "revoke any certificate",
-    "identities:write": "assign owner, tier and environment to identities",
     "log:read": "read the log, its tiles, checkpoints and proofs",
     "log:write": "add cosignatures, and erase personal data from log entries",
     "metrics:read": "read metrics",
     "policy:read": "read and compare policy and profiles",
     "policy:write": "put policy and profiles in force",
     "tokens:read": "list tokens",
-    "tokens:write": "create tokens, with no scope beyond one's own, and revoke them",
+    "tokens:write": "create tokens for any identity, with no scope beyond one's own, and revoke tokens that have none beyond it",
 }
 """What a token that uses the API may be allowed. Append-only: a scope that was ever given out keeps its meaning."""
 
@@ -74,9 +73,13 @@ class CertificatePrincipal:
     line: bytes
     generation: int
     granted_by: str
-    """The grant its line began with: ``token:ID`` or ``policy:NAME``."""
+    """The grant its line began with: ``token:ID``, ``policy:NAME`` or both; see :func:`handclasp.access.grants.split_grant`."""
     labels: Mapping[str, str] = field(default_factory=dict)
     is_agent: bool = False
+    superseded_at: int | None = None
+    """Since when another certificate is in its place, in ms: then it only repeats its renewal, and is revoked by its holder."""
+    grace_is_over: bool = False
+    """Whether it is superseded for so long that not even its renewal may be repeated."""
 
     kind = "certificate"
 

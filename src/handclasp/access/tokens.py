@@ -279,9 +279,11 @@ class Tokens:
     async def revoke(self, token_id: str, by: Principal | str) -> int:
         """Revoke a token and return the place of the log entry. Durable on return; a commit that spends it later is refused.
 
-        Raises ``not_found``, ``conflict`` when it is revoked already.
+        Raises ``not_found``, ``not_allowed`` when it has a scope that the caller has not, ``conflict`` when it is revoked already.
         """
-        await self.show(token_id)
+        scopes = (await self.show(token_id)).scopes
+        if not isinstance(by, str) and "admin" not in by.scopes and (beyond := sorted({*scopes} - by.scopes)):
+            raise HandclaspError(Kind.NOT_ALLOWED, f"nobody revokes a token with a scope that they do not hold: {beyond[0]}")
         now = self._clock()
         subjects = [f"token:{token_id}"]
         entry = make_entry("token.revoked", at=now, who=_who(by), what={"token": token_id}, subjects=subjects, random=self._random)

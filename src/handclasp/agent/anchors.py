@@ -10,8 +10,8 @@ from collections.abc import Callable
 from handclasp.agent.generations import replace_file
 from handclasp.agent.state import StateDirectory
 from handclasp.client.api import ApiClient, Text
-from handclasp.client.first_contact import split_pem
 from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.chains import split_pem
 
 
 class Anchors:

@@ -18,10 +18,10 @@ from handclasp.agent.commands import run_command, send_signal
 from handclasp.agent.config import FILES, Files, Target
 from handclasp.agent.generations import File, Generations, sync_directory
 from handclasp.agent.look import Wait, look
-from handclasp.client.first_contact import split_pem
 from handclasp.client.material import Credential, Material
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
+from handclasp.pki.chains import split_pem
 
 declare("deliver.flipped", "deliver.validated", "deliver.reloaded", "deliver.looked", "deliver.rolled_back")
 

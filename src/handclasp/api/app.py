@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -19,6 +19,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from handclasp.access.authorize import Refused, check_scope
+from handclasp.access.limits import network_key
 from handclasp.access.principals import Principal
 from handclasp.access.tokens import masked
 from handclasp.api.authenticate import authenticate
@@ -35,6 +36,8 @@ SECONDS = Histogram(
     "handclasp_request_seconds", "Time to answer a request, by route.", ["method", "path"], buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
 )
 
+REFUSED = Counter("handclasp_refused_total", "Requests refused or failed, by kind.", ["kind"])
+
 _REFUSALS = frozenset({401, 403, 429})
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
@@ -46,15 +49,23 @@ _SECURITY = (
 _log = logging.getLogger("handclasp.api")
 
 
-def make_app(routes: Iterable[Route], services: Services, *, door: str = "api") -> ASGIApp:
+Report = Callable[[HandclaspError], None]
+"""Told of each error that is the server's own, so that the health of the process can show it."""
+
+
+def _nobody(_error: HandclaspError) -> None:
+    """Tell nobody."""
+
+
+def make_app(routes: Iterable[Route], services: Services, *, door: str = "api", report: Report = _nobody) -> ASGIApp:
     """Return the application for a table of routes."""
     table = tuple(routes)
     by_path: dict[str, dict[str, Route]] = {}
     for route in table:
         by_path.setdefault(route.path, {})[route.method] = route
     ordered = sorted(by_path.items(), key=lambda item: _generality(item[0]))
-    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door, table)) for path, methods in ordered]
-    router = Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door, table))
+    paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door, table, report)) for path, methods in ordered]
+    router = Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door, table, report))
     fixed: dict[str, ASGIApp] = {path: route.app for (path, _), route in zip(ordered, paths, strict=True) if "{" not in path}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,8 +83,9 @@ def _generality(path: str) -> tuple[bool, int]:
 class Endpoint:
     """One path with its methods, as an ASGI application. Every method reaches it, and it answers 405 itself, as a problem document."""
 
-    def __init__(self, methods: Mapping[str, Route], services: Services, door: str, table: Sequence[Route]) -> None:
+    def __init__(self, methods: Mapping[str, Route], services: Services, door: str, table: Sequence[Route], report: Report) -> None:
         self._table = table
+        self._report = report
         self._services = services
         self._door = door
         self._actions = {name: _Action(route) for name, route in methods.items()}
@@ -134,11 +146,14 @@ class Endpoint:
     async def _refuse(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> _Answer:
         """Log what was a decision and is not in the log yet, slow down who is refused all the time, and answer."""
         status = STATUS[error.kind]
+        REFUSED.labels(error.kind.value).inc()
+        if status >= 500:
+            self._report(error)
         if caller is not None and status < 500 and error.kind is not Kind.RATE_LIMITED and _logs_itself(scope):
             self._services.refused_limit.owe(caller.describe())
         if status in _REFUSALS and source.address is not None and error.kind is not Kind.RATE_LIMITED:
             try:
-                self._services.refused_limit.check(source.address)
+                self._services.refused_limit.check(network_key(source.address))
             except HandclaspError as limited:
                 return _problem_answer(limited, _shown_path(scope))
             if caller is None or not _logs_itself(scope):

@@ -12,8 +12,8 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import make_names
 
 _CERTIFICATE = (
-    "SELECT i.name, c.names, c.profile, c.line, c.generation, c.granted_by, c.revoked_at, c.not_after FROM certificate c"
-    " JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
+    "SELECT i.name, c.names, c.profile, c.line, c.generation, c.granted_by, c.revoked_at, c.not_before, c.not_after,"
+    " c.superseded_at FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
 
 
@@ -49,7 +49,7 @@ async def _certificate(services: Services, sha256: bytes) -> CertificatePrincipa
     row = await services.store.point(_CERTIFICATE, (sha256,))
     if row is None:
         raise HandclaspError(Kind.NOT_AUTHENTICATED, "this client certificate was not issued by this server")
-    identity, names, profile, line, generation, granted_by, revoked_at, not_after = row
+    identity, names, profile, line, generation, granted_by, revoked_at, not_before, not_after, superseded_at = row
     if revoked_at is not None:
         raise HandclaspError(Kind.REVOKED, "this client certificate is revoked", hint="ask for a new token")
     if not_after <= services.clock():
@@ -66,4 +66,6 @@ async def _certificate(services: Services, sha256: bytes) -> CertificatePrincipa
         granted_by=granted_by,
         labels=await services.tokens.labels_of(granted_by) if profile == AGENT_PROFILE else {},
         is_agent=profile == AGENT_PROFILE,
+        superseded_at=superseded_at,
+        grace_is_over=superseded_at is not None and services.issuance.grace_is_over(superseded_at, not_before, not_after),
     )

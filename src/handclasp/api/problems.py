@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handclasp.errors import HandclaspError, Kind
+from handclasp.errors import HandclaspError, Kind, problem_type
 from handclasp.wire import Problem
 
 STATUS: dict[Kind, int] = {
@@ -55,7 +55,7 @@ def to_problem(error: HandclaspError, instance: str = "") -> Problem:
     """Return the problem document for an error."""
     silent = error.kind in _SILENT
     return Problem(
-        type=f"https://handclasp.dev/problems/{error.kind.value}",
+        type=problem_type(error.kind),
         title=error.kind.value.replace("_", " ").capitalize(),
         status=STATUS[error.kind],
         kind=error.kind.value,

@@ -100,29 +100,6 @@ class CrlPublisher:
             raise failed
         return done
 
-    async def revoke_authority(self, name: str, reason: str, *, by: By) -> None:
-        """Revoke an issuing authority: on its root's CRL and retired, in one write. Durable on return.
-
-        Raises ``unknown_authority``, ``bad_request`` for a reason that is none, ``conflict`` when the root's key is elsewhere (then it is
-        done there, and the CRL imported) or its CRL changed at the same moment.
-        """
-        authority = self._authorities.find(name)
-        root = next((one for one in self._authorities.all() if one.is_root and one.der == authority.root), None)
-        key = None if root is None else self._authorities.crl_key(root)
-        if authority.is_root or root is None or key is None:
-            hint = "revoke it where the root's key is, then import that CRL"
-            raise HandclaspError(Kind.CONFLICT, f"authority {name!r} cannot be revoked here: its root's key is elsewhere", hint=hint)
-        if reason not in crl.REASONS:
-            raise HandclaspError(Kind.BAD_REQUEST, f"{reason!r} is not a reason", hint="one of " + ", ".join(crl.REASONS))
-        now, last = self._clock(), (await self._numbers()).get((root.id, 0))
-        entries = [*await self._carried(root), crl.Revoked(authority.certificate.serial_number, now, crl.REASONS[reason])]
-        retired = update(tables.authority).where(tables.authority.c.id == authority.id).values(state="retired")
-        what = {"authority": name, "kind": authority.kind, "sha256": authority.sha256.hex(), "revoked": True}
-        entry = make_entry("authority.retired", at=now, who=by, what=what, why={"reason": reason}, subjects=[f"authority:{name}"])
-        changes = [*self._changes(root, 0, self._build(root, key, 0, entries, last), last, None), Change(retired, expect=1)]
-        await self._store.ledger.commit(Write([entry], changes, bump=True))
-        await self._authorities.load()
-
     async def import_crl(self, name: str, data: bytes, *, by: By) -> int | None:
         """Publish a CRL (PEM or DER) that an offline root made; durable on return. The one that is published already changes nothing.
 

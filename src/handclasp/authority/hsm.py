@@ -30,7 +30,6 @@ T = TypeVar("T")
 _PATIENCE = 30.0  # seconds for one operation; generating RSA 4096 on a slow token takes about ten
 _CURVES: dict[str, tuple[str, ec.EllipticCurve]] = {"p256": ("secp256r1", ec.SECP256R1()), "p384": ("secp384r1", ec.SECP384R1())}
 _RSA_BITS = {"rsa2048": 2048, "rsa3072": 3072, "rsa4096": 4096}
-_RSA_MECHANISMS = {"sha256": "SHA256_RSA_PKCS", "sha384": "SHA384_RSA_PKCS", "sha512": "SHA512_RSA_PKCS"}
 _LOST = frozenset(
     {  # the session or the token went away under us; signing again in a new session is safe
         *("SessionHandleInvalid", "SessionClosed", "DeviceError", "DeviceRemoved", "TokenNotPresent", "UserNotLoggedIn"),

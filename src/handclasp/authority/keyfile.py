@@ -49,7 +49,7 @@ def load_key_file(path: Path, passphrase: bytes) -> keys.PrivateKey:
         raise HandclaspError(
             error.kind,
             f"the key file {path} cannot be opened: {error.detail}",
-            hint="is this the passphrase it was written with? See HANDCLASP_PASSPHRASE_FILE, the systemd credential, and <data>/passphrase",
+            hint="is it the passphrase it was written with? See --passphrase-file, HANDCLASP_PASSPHRASE_FILE and <data>/passphrase",
         ) from error
 
 

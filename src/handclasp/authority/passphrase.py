@@ -14,22 +14,21 @@ CREDENTIAL = "handclasp-passphrase"
 _SHORTEST = 12  # characters. Key files use a password hash, and a hash only slows guessing down
 
 
-def find_passphrase(data: Path, explicit: Path | None, environ: Mapping[str, str]) -> bytes:
+_HINT = f"set HANDCLASP_PASSPHRASE_FILE, give the systemd credential {CREDENTIAL}, or let `handclasp up` make one"
+
+
+def find_passphrase(data: Path, explicit: Path | None, environ: Mapping[str, str], *, hint: str = _HINT) -> bytes:
     """Return the passphrase of the installation in ``data``, without the newline at its end.
 
     Looked for in this order, and the first that is named wins, also when it is broken (a wrong path must not fall back to another secret):
     the file ``explicit``; the file in ``HANDCLASP_PASSPHRASE_FILE``; the systemd credential ``handclasp-passphrase`` in
     ``$CREDENTIALS_DIRECTORY`` (``LoadCredentialEncrypted=``); ``passphrase`` in the data directory, which `handclasp up` makes.
 
-    Raises ``bad_setting`` when there is none, or it is unreadable, too short, or readable by everybody.
+    Raises ``bad_setting`` when there is none (saying ``hint``), or it is unreadable, too short, or readable by everybody.
     """
     path, what = _place(data, explicit, environ)
     if path is None:
-        raise HandclaspError(
-            Kind.BAD_SETTING,
-            f"no passphrase for the keys in {data}",
-            hint=f"set HANDCLASP_PASSPHRASE_FILE, give the systemd credential {CREDENTIAL}, or let `handclasp up` make one",
-        )
+        raise HandclaspError(Kind.BAD_SETTING, f"no passphrase for the keys in {data}", hint=hint)
     text = read_small(path, what=what)
     check_private(path, what=what, group_may_read=True)  # mounted secrets are often root:group 0440
     return _checked(text, f"{what} {path}")

@@ -31,10 +31,14 @@ audit.add_command(witness)
     "list",
     client=True,
     example="handclasp audit list --since 1h\nhandclasp audit list --type certificate.revoked --json\n"
-    "handclasp audit list --subject identity:spiffe://example.org/prod/web",
+    "handclasp audit list --subject agent:spiffe://example.org/agent/web-1",
 )
 @click.option("--type", "type_", metavar="TYPE", help="Only entries of this type, such as certificate.issued.")
-@click.option("--subject", metavar="SUBJECT", help="Only entries about this: certificate:SHA256, token:ID, identity:NAME, agent:NAME.")
+@click.option(
+    "--subject",
+    metavar="SUBJECT",
+    help="Only entries about this: token:ID, agent:IDENTITY, authority:NAME, certificate:SHA256 (revocations).",
+)
 @click.option("--since", metavar="TIME", help="Only entries from then on: RFC 3339, or a duration ago such as 1h.")
 @click.option("--until", metavar="TIME", help="Only entries up to then.")
 @limit_option

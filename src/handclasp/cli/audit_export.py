@@ -71,6 +71,7 @@ def copy_log(api: Api, directory: Path) -> Checkpoint:
     _check_same_history(storage, old, new)
     storage.write({CHECKPOINT: note})
     storage.remove_partials(path for path in paths_of(new.size) if not path.split("/")[-2].endswith(".p"))
+    storage.clear_aside()
     return new
 
 

@@ -35,7 +35,7 @@ def _passphrase(directory: Path, explicit: Path | None) -> bytes:
 
     from handclasp.authority.passphrase import find_passphrase
 
-    return find_passphrase(directory, explicit, os.environ)
+    return find_passphrase(directory, explicit, os.environ, hint="give --passphrase-file FILE; openssl rand -base64 32 makes a good one")
 
 
 def _seconds(text: str | None, default: float) -> float:
@@ -74,7 +74,11 @@ def root_create(
     terminal.say("keep root.key here; root.crt and root.crl may go anywhere")
 
 
-@root.command("crl", example="handclasp ca root crl ./root\nhandclasp ca root crl ./root --revoke old-issuing.crt --reason key-compromise")
+@root.command(
+    "crl",
+    example="handclasp ca root crl ./root --passphrase-file /media/stick/passphrase\n"
+    "handclasp ca root crl ./root --revoke old-issuing.crt --reason key-compromise --passphrase-file /media/stick/passphrase",
+)
 @click.argument("directory", metavar="DIR", type=_PATH, help="Where the root is.")
 @click.option("--revoke", multiple=True, metavar="FILE", type=_PATH, help="Certificate of an issuing authority to revoke.")
 @click.option("--reason", default="cessation-of-operation", show_default=True, metavar="REASON", help="Why.")
@@ -154,7 +158,8 @@ def request(state: State, trust_domain: str, key: Path, out: Path, key_type: str
 @click.command(
     "sign-issuing",
     cls=Command,
-    example="handclasp ca sign-issuing issuing.csr --root ./root --out issuing.crt --dns-zone example.org --base-url http://ca.example.org",
+    example="handclasp ca sign-issuing issuing.csr --root ./root --out issuing.crt --passphrase-file /media/stick/passphrase \\\n"
+    "  --dns-zone example.org --base-url http://ca.example.org",
 )
 @click.argument("request_file", metavar="REQUEST", type=_PATH, help="The request of the issuing authority.")
 @click.option("--root", "directory", required=True, metavar="DIR", type=_PATH, help="Where the root is.")
@@ -202,10 +207,10 @@ def sign_issuing(
 @click.option("--as", "authority", default="issuing", show_default=True, metavar="NAME", help="The authority's name on the server.")
 @pass_state
 def import_(state: State, cert_file: Path, key_file: Path, root_file: Path | None, authority: str, **flags: Any) -> None:
-    """Take an issuing authority that was signed elsewhere into the server's data directory."""
+    """Take an issuing authority that was signed elsewhere into the server's data directory. With SQLite, stop the server first."""
     settings = load_settings(flags)
     made = finish(server_part("server.local", "import_issuing")(settings, cert_file, key_file, name=authority, root_file=root_file))
-    _tell_authority(state, made, authority)
+    _tell_authority(state, made, authority, alone=settings.database_url.startswith("sqlite:"))
 
 
 @click.group(cls=Group)
@@ -223,16 +228,16 @@ def issuing() -> None:
 @click.option("--trust-domain", "domain", required=True, metavar="NAME", help="Trust domain that it is to issue for.")
 @pass_state
 def issuing_create(state: State, authority: str, domain: str, **flags: Any) -> None:
-    """Make another issuing authority in the server's data directory."""
+    """Make another issuing authority in the server's data directory. With SQLite, stop the server first."""
     settings = load_settings(flags)
     made = finish(server_part("server.local", "create_issuing")(settings, authority, domain))
-    _tell_authority(state, made, authority)
+    _tell_authority(state, made, authority, alone=settings.database_url.startswith("sqlite:"))
 
 
 issuing.add_command(issuing_create)
 
 
-def _tell_authority(state: State, made: Any, name: str) -> None:
+def _tell_authority(state: State, made: Any, name: str, *, alone: bool) -> None:
     if state.json:
         terminal.write_json(made if hasattr(made, "__struct_fields__") else {"name": name})
-    terminal.say(f"authority {name} is there; a running server sees it within a second")
+    terminal.say(f"authority {name} is there; " + ("start the server again" if alone else "a running server sees it within a second"))

@@ -15,7 +15,7 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.lazy import LazyGroup
-from handclasp.errors import HandclaspError, Kind
+from handclasp.errors import HandclaspError, Kind, problem_type
 
 if TYPE_CHECKING:
     from handclasp.cli.connection import Api
@@ -105,6 +105,9 @@ class Command(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write nothing: click has a section of its own for arguments since 8.5, and ours stands with the options."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click calls it so)
         """Write the example, as it is typed."""
@@ -204,7 +207,7 @@ def problem(kind: Kind, detail: str, hint: str, *, title: str = "") -> dict[str,
     from handclasp.api.problems import STATUS
 
     return {
-        "type": f"https://handclasp.dev/problems/{kind.value}",
+        "type": problem_type(kind),
         "title": title or kind.value.replace("_", " ").capitalize(),
         "status": STATUS[kind],
         "kind": kind.value,

@@ -56,17 +56,20 @@ def apply(state: State, file: str) -> None:
 @policy.command(client=True, example="handclasp policy test -f cases.yaml --policy policy.yaml")
 @click.option("-f", "--file", "file", required=True, metavar="FILE", help="The cases (YAML); - reads stdin.")
 @click.option("--policy", "policy_file", metavar="FILE", help="Policy to test, offline; without it the one in force on the server.")
+@click.option("--profiles", "profiles_file", metavar="FILE", help="Custom profiles of the cases; the built-in ones are always there.")
 @pass_state
-def test(state: State, file: str, policy_file: str | None) -> int:
+def test(state: State, file: str, policy_file: str | None, profiles_file: str | None) -> int:
     """Run example requests against a policy and compare with what each expects."""
     from handclasp.access.cases import run_cases
     from handclasp.access.policy import parse_policy
+    from handclasp.pki.profiles import all_profiles, load_profiles
 
     if policy_file is not None:
         text, source = read_text(policy_file), policy_file
     else:
         text, source = _policy_in_force(state), "the policy in force"
-    results = list(run_cases(parse_policy(text, source), read_text(file), file))
+    profiles = all_profiles(load_profiles(read_text(profiles_file), profiles_file) if profiles_file is not None else {})
+    results = list(run_cases(parse_policy(text, source), read_text(file), file, profiles))
     failed = [result for result in results if not result.ok]
     if state.json:
         terminal.write_json({"ok": not failed, "cases": [_case(result) for result in results]})

@@ -34,16 +34,27 @@ def serve(**flags: Any) -> int:
     return _exit_code(_run("serve", flags))
 
 
-@click.command(cls=SettingsCommand, example="handclasp init --trust-domain example.org --dns-zone example.org --data /var/lib/handclasp")
+@click.command(
+    cls=SettingsCommand,
+    example="handclasp init --trust-domain example.org --dns-zone example.org --data /var/lib/handclasp\n"
+    "handclasp init --new-admin-token --data /var/lib/handclasp",
+)
+@click.option("--new-admin-token", is_flag=True, help="Only make another admin token, when the one there is lost or has ended.")
 @pass_state
-def init(state: State, **flags: Any) -> None:
+def init(state: State, new_admin_token: bool, **flags: Any) -> None:
     """Make a data directory: database, root and issuing authority, admin token."""
-    made = _run("init", flags)
+    if new_admin_token:
+        settings = load_settings(flags)
+        file = finish(server_part("server.local", "create_admin_token")(settings))
+        made = {"admin_token_file": str(file)}
+    else:
+        made = _run("init", flags)
     if state.json:
         terminal.write_json(made)
     else:
         terminal.write_fields([(name.replace("_", " "), value) for name, value in made.items()])
-    terminal.say(f"start it with: handclasp serve --data {made['data']}")
+    if not new_admin_token:
+        terminal.say(f"start it with: handclasp serve --data {made['data']}")
 
 
 def _exit_code(result: Any) -> int:

@@ -14,8 +14,8 @@ import ssl
 import msgspec
 
 from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.chains import split_pem
 
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+?-----END CERTIFICATE-----")
 _FINGERPRINT = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
@@ -32,17 +32,6 @@ class Bundles(msgspec.Struct, kw_only=True):
     items: list[Bundle]
 
 
-def split_pem(text: str) -> list[bytes]:
-    """Return the DER of each certificate in a PEM text; what does not decode is left out."""
-    found = []
-    for match in _PEM.finditer(text):
-        try:
-            found.append(ssl.PEM_cert_to_DER_cert(match[0]))
-        except ValueError:
-            continue
-    return found
-
-
 def parse_fingerprint(text: str) -> bytes:
     """Return the 32 bytes of ``sha256:<64 hex digits>``; raise ``bad_setting`` for anything else."""
     match = _FINGERPRINT.fullmatch(text.strip())
@@ -54,7 +43,8 @@ def parse_fingerprint(text: str) -> bytes:
 def fetch_bundle(url: str, fingerprint: str, *, timeout: float = 30) -> Bundle:
     """Return the trust bundle of the server at ``url`` whose root has ``fingerprint`` (``sha256:<hex>``).
 
-    Raises ``verify_failed`` when the server shows no such root, or has no certificate under it; ``unavailable`` when it is not there.
+    Raises ``verify_failed`` when the server shows no such root, or has no certificate under it; ``bad_certificate`` when what it shows is
+    no bundle; ``unavailable`` when it is not there.
     """
     from handclasp.client.api import ApiClient, unverified_context
 
@@ -71,14 +61,14 @@ def fetch_bundle(url: str, fingerprint: str, *, timeout: float = 30) -> Bundle:
     with ApiClient(url, ca=ssl.DER_cert_to_PEM_cert(root), timeout=timeout) as client:
         verified = client.call("GET", "/v1/bundles", response=Bundles)
     for item in verified.items:
-        if root in split_pem(item.pem):
+        if item.pem and root in split_pem(item.pem):
             return item
     raise HandclaspError(Kind.VERIFY_FAILED, f"the server at {url} no longer shows the root {fingerprint}")
 
 
 def _find(bundles: Bundles, wanted: bytes) -> bytes | None:
     for item in bundles.items:
-        for der in split_pem(item.pem):
+        for der in split_pem(item.pem) if item.pem else ():
             if hashlib.sha256(der).digest() == wanted:
                 return der
     return None

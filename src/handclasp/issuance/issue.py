@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
-from handclasp.access.grants import Grant
+from handclasp.access.grants import AGENT_PROFILE, Grant, split_grant
 from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
 from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
@@ -25,7 +25,7 @@ from handclasp.issuance.entries import enrolled_entry, issued_entry, refusal_ent
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
 from handclasp.issuance.resolve import Predecessor, resolve_names, resolve_profile, trust_domain_for, wanted_lifetime
 from handclasp.issuance.rulebook import Rulebook, Rules
-from handclasp.issuance.window import renewal_window
+from handclasp.issuance.window import grace_after, renewal_window
 from handclasp.pki.csr import Csr, parse_csr
 from handclasp.pki.lint import lint
 from handclasp.pki.names import Names, make_names
@@ -40,13 +40,11 @@ declare("issue.checked", "issue.planned", "issue.authorized", "issue.signed", "i
 NOT_DECISIONS = frozenset({Kind.UNAVAILABLE, Kind.INTERNAL, Kind.TIMEOUT, Kind.RATE_LIMITED})
 """Kinds of failure that say nothing about the request: they are not logged as refusals (and mostly could not be)."""
 
-GRACE_PART = 4
-"""The grace time is at most this part of the lifetime: over before the successor is due, so that a stolen key meets a closed door."""
-
 _PREDECESSOR = (
     "SELECT i.name, c.profile, c.names, c.not_before, c.not_after, c.line, c.generation, c.superseded_at, c.superseded_by, c.revoked_at,"
     " c.granted_by, c.spki_sha256, c.authority_id FROM certificate c JOIN identity i ON i.id = c.identity_id WHERE c.sha256 = ?"
 )
+_TOKEN_USED = "SELECT used FROM token WHERE id = ?"  # noqa: S105  (a query, not a secret)
 
 
 class Issuance:
@@ -88,6 +86,10 @@ class Issuance:
                 await self._store.ledger.commit(Write([refusal_entry(request, refusal, self._clock())]))
             raise
 
+    def grace_is_over(self, superseded_at: int, not_before: int, not_after: int) -> bool:
+        """Return whether a superseded certificate (times in ms) is past the time in which it may repeat its renewal."""
+        return self._clock() > superseded_at + grace_after(self._renewal_grace, not_before, not_after) * 1000
+
     async def _issue(self, request: IssuanceRequest) -> IssuedCertificate:
         rules = await self._rulebook.current()
         # 1 Check the CSR: size, syntax, proof of possession, and that the key is worth certifying.
@@ -112,12 +114,14 @@ class Issuance:
         plan = plan_for(wanted_lifetime(request, predecessor, profile))
         fault("issue.planned")
         # 4 Authorize. The one place that decides; it sees the final names, usages and dates.
+        origin, origin_token = await self._origin(request, predecessor, rules)
         circumstances = Circumstances(
             action="issue" if predecessor is None else "renew",
             source=request.source.address,
             csr_sha256=csr.sha256,
-            origin=await self._origin(request, predecessor, rules),
+            origin=origin,
             now=now,
+            origin_token=origin_token,
         )
         decision = authorize(request.principal, plan, circumstances, rules.policy)
         if isinstance(decision, Refused) and decision.longest is not None and request.ttl is None:
@@ -126,6 +130,8 @@ class Issuance:
             decision = authorize(request.principal, plan, circumstances, rules.policy)
         if isinstance(decision, Refused):
             raise HandclaspError(decision.kind, decision.reason, hint=decision_hint(decision.kind))
+        await self._check_enrolment(request, plan, now)
+        await self._check_uses(request)
         fault("issue.authorized")
         # 5 Lint what would be signed.
         lint(plan.tbs, plan)
@@ -172,7 +178,7 @@ class Issuance:
         clamped = any(one.id == authority_id and not_after >= one.not_after // 1000 * 1000 for one in self._authorities.all())
         return Predecessor(
             sha256, make_names(spiffe, others.get("dns", ()), others.get("ip", ()), others.get("email", ())), profile,
-            None if clamped else (not_after - not_before) / 1000, not_after,
+            None if clamped else (not_after - not_before) / 1000, not_before, not_after,
             bytes(line), generation, superseded_at, bytes(superseded_by) if superseded_by else None, revoked_at, granted_by, bytes(spki),
         )  # fmt: skip
 
@@ -191,8 +197,9 @@ class Issuance:
             raise HandclaspError(Kind.REVOKED, "the certificate to renew is revoked", hint="ask for a new token")
         if now >= predecessor.not_after:
             raise HandclaspError(Kind.NOT_ALLOWED, "the certificate to renew has expired", hint="ask for a new token")
-        grace = min(self._renewal_grace, (predecessor.lifetime or profile.lifetime) / GRACE_PART)
-        if predecessor.superseded_at is not None and now > predecessor.superseded_at + grace * 1000:
+        superseded_at = predecessor.superseded_at
+        if superseded_at is not None and self.grace_is_over(superseded_at, predecessor.not_before, predecessor.not_after):
+            grace = grace_after(self._renewal_grace, predecessor.not_before, predecessor.not_after)
             raise HandclaspError(
                 Kind.SUPERSEDED,
                 f"the certificate to renew was itself renewed more than {format_duration(grace)} ago",
@@ -203,14 +210,45 @@ class Issuance:
 
     # --- 4 ----------------------------------------------------------------------------------------------------
 
-    async def _origin(self, request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> Grant | None:
-        """Return the grant that the caller's line began with, as it is today; None when it is gone."""
+    async def _origin(self, request: IssuanceRequest, predecessor: Predecessor | None, rules: Rules) -> tuple[Grant | None, Grant | None]:
+        """Return the grant that the caller's line began with, and the token that used it, as they are today; None for what is gone."""
         if not isinstance(request.principal, CertificatePrincipal):
-            return None
-        name = predecessor.granted_by if predecessor is not None else request.principal.granted_by
+            return None, None
+        name, token = split_grant(predecessor.granted_by if predecessor is not None else request.principal.granted_by)
         if name.startswith("token:"):
-            return await self._tokens.grant_of(name)
-        return next((grant for grant in rules.policy.grants if grant.name == name), None)
+            return await self._tokens.grant_of(name), None
+        return rules.policy.grant_named(name), await self._tokens.grant_of(token) if token else None
+
+    async def _check_enrolment(self, request: IssuanceRequest, plan: Plan, now: int) -> None:
+        """Refuse a name that another token's agent has, unless this token was made for exactly that name.
+
+        Most enrolment tokens give any name: who has one must not become an agent that somebody else enrolled.
+        """
+        principal, name = request.principal, plan.names.identity
+        if not isinstance(principal, TokenPrincipal) or plan.profile.name != AGENT_PROFILE or name in principal.grant.identities.texts:
+            return
+        certificate = tables.certificate.c
+        taken = await self._store.row(
+            select(certificate.sha256)
+            .join(tables.identity, tables.identity.c.id == certificate.identity_id)
+            .where(tables.identity.c.name == name, certificate.not_after > now, certificate.granted_by != principal.grant.name)
+            .where(certificate.revoked_at.is_(None), certificate.superseded_at.is_(None))
+        )
+        if taken is not None:
+            raise HandclaspError(
+                Kind.NAME_NOT_ALLOWED,
+                f"{name} is an agent that was enrolled with another token, and its certificate is still good",
+                hint="choose another name, revoke that certificate, or make a token that allows exactly this name",
+            )
+
+    async def _check_uses(self, request: IssuanceRequest) -> None:
+        """Refuse a spent token before anything is signed. (That the last use is not used twice is held by the ledger, atomically.)"""
+        principal = request.principal
+        if not isinstance(principal, TokenPrincipal) or not principal.uses:
+            return
+        row = await self._store.point(_TOKEN_USED, (principal.id,))
+        if row is not None and row[0] >= principal.uses:
+            raise HandclaspError(Kind.TOKEN_SPENT, "this token has no use left", hint="ask its owner for a new one")
 
     # --- 7 ----------------------------------------------------------------------------------------------------
 
@@ -232,8 +270,7 @@ class Issuance:
         )  # fmt: skip
         entries = [issued_entry(request, plan, row, decision.grant, predecessor.superseded_by if predecessor else None, now)]
         changes: Sequence[Change] = ()
-        enrols = isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == "agent"
-        if enrols and isinstance(principal, TokenPrincipal):
+        if isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == AGENT_PROFILE:
             entries.append(enrolled_entry(request, principal, row, now))
             changes = [Change(_upsert_agent(self._store.is_sqlite, row.identity, principal, request.source.address, now))]
         jwt = None

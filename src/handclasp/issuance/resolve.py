@@ -22,6 +22,7 @@ class Predecessor:
     profile: str
     lifetime: float | None
     """Seconds from the beginning to the end; None when the end is its authority's, and says nothing of what was wanted."""
+    not_before: int
     not_after: int
     line: bytes
     generation: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 
@@ -44,14 +45,18 @@ class Rulebook:
         self._clock = clock
         self._rules: Rules | None = None
         self._generation = -1
+        self._reading = asyncio.Lock()
 
     async def current(self) -> Rules:
         """Return the rules in force. Another process's change is seen within half a second."""
-        if self._rules is None or self._generation != self._store.generation:
-            generation = self._store.generation
-            self._rules = make_rules((await self.document("policy")).text, (await self.document("profiles")).text)
-            self._generation = generation
-        return self._rules
+        if self._rules is not None and self._generation == self._store.generation:
+            return self._rules
+        async with self._reading:  # one reads for all who wait: under load a change would else be read hundreds of times at once
+            if self._rules is None or self._generation != self._store.generation:
+                generation = self._store.generation
+                self._rules = make_rules((await self.document("policy")).text, (await self.document("profiles")).text)
+                self._generation = generation
+            return self._rules
 
     async def document(self, kind: str) -> Document:
         """Return the applied ``policy`` or ``profiles`` text; empty text when none was ever applied."""

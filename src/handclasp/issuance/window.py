@@ -8,6 +8,15 @@ LENGTH = 0.10  # of the lifetime: long enough for an agent to draw its own point
 # What is left after the latest end, 25 %, is for retries while the server is away: 15 minutes of an hour, 6 hours of a day.
 
 
+GRACE_PART = 4
+"""The grace time is at most this part of the lifetime: over before the successor is due, so that a stolen key meets a closed door."""
+
+
+def grace_after(limit: float, not_before: int, not_after: int) -> float:
+    """Return for how many seconds a superseded certificate may still repeat its renewal: ``limit``, or less where it is short-lived."""
+    return min(limit, (not_after - not_before) / 1000 / GRACE_PART)
+
+
 def renewal_window(issued_at: int, not_after: int, draw: float) -> tuple[int, int]:
     """Return ``(renew_after, renew_before)`` in milliseconds for a certificate issued now, with ``draw`` uniform in [0, 1).
 

@@ -48,7 +48,6 @@ ENTRY_TYPES: Mapping[str, str] = {
     "authority.retired": "An authority was retired: it signs no more certificates.",
     "crl.imported": "A revocation list that an offline root made was published.",
     "agent.enrolled": "An agent made itself known for the first time.",
-    "identity.assigned": "An identity was given an owner, a tier or an environment.",
     "log.personal_erased": "The personal data behind the salted hashes of an entry was erased.",
     "server.started": "A server process started.",
 }
@@ -64,7 +63,7 @@ class Entry:
     personal: tuple[tuple[str, bytes, str], ...]
     """``(field, salt of 16 bytes, value)`` for each salted hash in ``data``; to be kept where it can be erased."""
     subjects: tuple[str, ...]
-    """What the entry is about, for the index: ``token:ID``, ``identity:NAME``, ``agent:NAME``."""
+    """What the entry is about, for the index: ``token:ID``, ``agent:NAME``, ``certificate:SHA256``."""
 
 
 def make_entry(

@@ -119,13 +119,6 @@ class TileStorage:
         """Return the first ``width`` entries of a bundle, from the partial file or the full one; raise ``not_found`` or ``tampered``."""
         return decode_bundle(self.read_raw(ENTRIES, index, width), width)
 
-    def read_entry(self, index: int, size: int) -> bytes:
-        """Return one entry of the log of ``size`` entries; raise ``not_found`` or ``tampered``."""
-        if not 0 <= index < size:
-            raise HandclaspError(Kind.NOT_FOUND, f"entry {index} is not in a log of {size} entries")
-        bundle = index // WIDTH
-        return self.read_bundle(bundle, tile_width(0, bundle, size))[index % WIDTH]
-
     def read_note(self, name: str) -> str | None:
         """Return the note in ``checkpoint`` or ``cosigned``, None when there is none; raise ``tampered`` when it is no text."""
         try:
@@ -202,6 +195,12 @@ class TileStorage:
             if os.path.isdir(directory):  # noqa: PTH112
                 shutil.rmtree(directory, ignore_errors=True)
                 self._directories.discard(directory)
+
+    def clear_aside(self) -> None:
+        """Remove the directory that files are written aside in, when nothing is in it: a finished copy holds the log's files alone."""
+        self._directories.discard(self._aside)
+        with contextlib.suppress(OSError):
+            os.rmdir(self._aside)  # noqa: PTH106
 
     def _make_directory(self, directory: str, touched: dict[str, None]) -> None:
         """Make a directory, and have its name synced once in this process, whoever made it: a killed writer may not have come to that."""

@@ -99,16 +99,6 @@ def utf8_string(text: str) -> bytes:
     return tlv(0x0C, text.encode())
 
 
-def printable_string(text: str) -> bytes:
-    """Return a PrintableString."""
-    return tlv(0x13, text.encode("ascii"))
-
-
-def ia5_string(text: str) -> bytes:
-    """Return an IA5String."""
-    return tlv(0x16, text.encode("ascii"))
-
-
 @lru_cache(maxsize=1024)
 def time_(at: int) -> bytes:
     """Return a time, given in ms since the epoch and cut to whole seconds, as RFC 5280 4.1.2.5 wants it: UTCTime through 2049, then

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 from handclasp.access.egress import check_address, check_url
@@ -12,36 +13,49 @@ from handclasp.errors import HandclaspError, Kind
 if TYPE_CHECKING:
     import httpx2
 
-MAX_ANSWER = 1_048_576  # bytes; a JWKS or a cosignature has a few thousand
+MAX_ANSWER = 262_144  # bytes; a JWKS or a cosignature has a few thousand
 TIMEOUT = 10.0
 
 
 class Fetcher:
-    """Fetches and posts, for one event loop."""
+    """Fetches what others name, and posts to witnesses, which whoever runs the server names; for one event loop."""
 
-    def __init__(self, *, insecure: bool = False) -> None:
+    def __init__(self, *, insecure: bool = False, trust: ssl.SSLContext | None = None) -> None:
+        """``insecure`` is for development (see :func:`check_url`); without ``trust``, the public authorities are trusted."""
         self._insecure = insecure
+        self._trust = trust
         self._client: httpx2.AsyncClient | None = None
 
     async def get(self, url: str) -> bytes:
         """Return the body of a GET. Raises ``unavailable`` unless the answer is 200, ``not_allowed`` where the guard forbids it."""
-        status, body = await self._send("GET", url, None)
+        status, body = await self._send("GET", url, None, insecure=self._insecure)
         if status != 200:
             raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with status {status}")
         return body
 
     async def post(self, url: str, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of a POST. Raises ``unavailable`` when there is no answer, ``not_allowed`` where the guard forbids it."""
-        return await self._send("POST", url, body)
+        """Return status and body of a POST to a witness, which may be on plain ``http`` and on this machine.
 
-    async def _send(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
+        The operator names it in the settings, and what it answers is signed with a key named beside it, so TLS would add nothing that is
+        relied on. Metadata services and link-local addresses stay forbidden.
+
+        Raises ``unavailable`` when there is no answer, ``not_allowed`` where the guard forbids it.
+        """
+        return await self._send("POST", url, body, insecure=True)
+
+    async def _send(self, method: str, url: str, body: bytes | None, *, insecure: bool) -> tuple[int, bytes]:
         import httpx2
 
-        parts = check_url(url, insecure=self._insecure)
+        parts = check_url(url, insecure=insecure)
         assert parts.hostname is not None
-        address = await self._resolve(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        address = await self._resolve(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), insecure=insecure)
         if self._client is None:
-            self._client = httpx2.AsyncClient(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
+            # No connection is kept for the next request: idle ones are known by address, and a later request for another name on the same
+            # address would go over one whose certificate was verified for the first.
+            alone = httpx2.Limits(max_keepalive_connections=0)
+            self._client = httpx2.AsyncClient(
+                verify=self._trust or True, timeout=TIMEOUT, follow_redirects=False, trust_env=False, limits=alone
+            )
         # The connection goes to the very address that was checked; name and certificate stay those of the URL.
         pinned = httpx2.URL(url).copy_with(host=address)
         headers = {"host": parts.netloc, "accept-encoding": "identity"}  # what is counted is what arrives: no room for a bomb
@@ -58,18 +72,18 @@ class Fetcher:
         except httpx2.HTTPError as error:
             raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} cannot be reached: {type(error).__name__}") from error
 
-    async def _resolve(self, host: str, port: int) -> str:
+    async def _resolve(self, host: str, port: int, *, insecure: bool) -> str:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise HandclaspError(Kind.UNAVAILABLE, f"{host} does not resolve") from error
         addresses = [str(info[4][0]) for info in found]
         for address in addresses:  # all of them: a name that also points inside is up to something
-            check_address(address, insecure=self._insecure)
+            check_address(address, insecure=insecure)
         return addresses[0]
 
     async def close(self) -> None:
-        """Close idle connections."""
+        """Let go of the client."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None

@@ -26,6 +26,7 @@ from handclasp.log.cosign import Cosignatures
 from handclasp.log.notes import NoteSigner, VerifierKey, parse_vkey
 from handclasp.log.tiles import TileStorage
 from handclasp.server.fetch import Fetcher
+from handclasp.server.health import Health, Readiness
 from handclasp.server.settings import Settings
 from handclasp.store import tables
 from handclasp.store.database import Store
@@ -48,6 +49,7 @@ class Instance:
     witnesses: tuple[tuple[VerifierKey, str], ...]
     fetcher: Fetcher
     clock: Clock
+    health: Health
 
     async def close(self) -> None:
         """Commit what is waiting and let go of everything."""
@@ -78,6 +80,8 @@ async def open_instance(settings: Settings, *, worker: int = 0, clock: Clock = s
 
 
 async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock: Clock, worker: int) -> Instance:
+    health = Health()
+    health.watch(store.ledger)
     origin = await read_meta(store, "log_origin")
     if origin is None:
         raise HandclaspError(Kind.BAD_SETTING, f"nothing was initialised in {settings.data}", hint="run handclasp init, or handclasp up")
@@ -98,7 +102,7 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         rulebook=rulebook,
         tokens=tokens,
         issuance=issuance,
-        revoker=Revoker(store, clock),
+        revoker=Revoker(store, rulebook, clock),
         clock=clock,
         tiles=storage,
         cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
@@ -106,11 +110,11 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         oidc=oidc,
         principal_limit=Limiter(settings.rate_principal, max(1, round(settings.rate_principal * BURST_SECONDS)), clock),
         refused_limit=Limiter(settings.rate_refused, max(1, round(settings.rate_refused * BURST_SECONDS)), clock),
-        problems=_Readiness(store, authorities),
+        problems=Readiness(store, authorities, health, settings.data),
         max_body=int(settings.max_body),
         request_timeout=settings.request_timeout,
     )
-    return Instance(settings, store, keystore, authorities, services, signer, witnesses, fetcher, clock)
+    return Instance(settings, store, keystore, authorities, services, signer, witnesses, fetcher, clock, health)
 
 
 async def read_meta(store: Store, name: str) -> str | None:
@@ -137,22 +141,3 @@ def _parse_witness(text: str) -> tuple[VerifierKey, str]:
         return parse_vkey(vkey), url.strip()
     except HandclaspError as error:
         raise HandclaspError(Kind.BAD_SETTING, f"witness {text!r}: {error.detail}", hint="write: VKEY URL") from error
-
-
-class _Readiness:
-    """Says what keeps an instance from doing its work."""
-
-    def __init__(self, store: Store, authorities: Authorities) -> None:
-        self._store = store
-        self._authorities = authorities
-
-    async def __call__(self) -> list[str]:
-        """Return one line for each thing that is not well; nothing that tells an outsider more than that."""
-        problems = []
-        try:
-            await self._store.point("SELECT size FROM log_head WHERE id = ?", (1,))
-        except HandclaspError:
-            problems.append("the database cannot be read")
-        if not self._authorities.issuing():
-            problems.append("there is no issuing authority")
-        return problems

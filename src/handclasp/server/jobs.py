@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import structlog
 from prometheus_client import Gauge
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
-from handclasp.errors import HandclaspError
+from handclasp.errors import HandclaspError, Kind
 from handclasp.log.cosign import WitnessClient
 from handclasp.log.sequencer import Sequencer
+from handclasp.server.health import LAG_LIMIT, Health
 from handclasp.server.instance import Instance
 from handclasp.server.own import OwnCertificate
+from handclasp.server.scrub import Scrub
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
 
 SEQUENCE_EVERY = 0.5  # seconds; the budget from commit to checkpoint is one
 CRL_EVERY = 0.5  # seconds; the budget from revocation to publication is two
 WITNESS_EVERY = 5.0
+SCRUB_EVERY = 60.0
+WATCH_EVERY = 1.0
 HOUSEKEEPING_EVERY = 3600.0
 REPLAY_LEEWAY = 300_000  # ms beyond a token's end for which its id is remembered: more than the clock skew that is accepted
+LEADING = ".leading"
+"""File in the log's directory that the leader holds a lock on."""
 
 LOG_SIZE = Gauge("handclasp_log_size", "Entries under the newest checkpoint this process published.")
-JOB_FAILURES = Gauge("handclasp_job_failing", "1 while a job fails, by job.", ["job"])
+WITNESS_DISAGREES = Gauge("handclasp_witness_disagrees", "1 while a witness says it has seen another history of the log.", ["witness"])
+AUTHORITY_END = Gauge("handclasp_authority_not_after_seconds", "End of an active authority, seconds since the epoch.", ["authority"])
 _log = structlog.get_logger("handclasp.jobs")
 
 
@@ -39,13 +49,14 @@ class Jobs:
     def __init__(self, instance: Instance, own: OwnCertificate) -> None:
         self._instance = instance
         self._own = own
+        self._health = instance.health
         self._tasks: list[asyncio.Task[None]] = []
         self._sequencer: Sequencer | None = None
         self._stopping = False
 
     def start(self) -> None:
         """Begin; from inside the event loop."""
-        for name, work in (("own-certificate", self._renew_own), ("leader", self._lead)):
+        for name, work in (("own-certificate", self._renew_own), ("leader", self._lead), ("watch", self._keep_watching)):
             self._tasks.append(asyncio.get_running_loop().create_task(work(), name=name))
 
     async def stop(self) -> None:
@@ -64,34 +75,49 @@ class Jobs:
     async def _renew_own(self) -> None:
         while True:
             await asyncio.sleep(1)
-            with _reported("own-certificate"):
+            with _reported("own-certificate", self._health):
                 await self._own.renew_if_due()
 
     async def _lead(self) -> None:
         """Become the leader as soon as nobody else is, then run what one process does alone."""
         while True:
-            with _reported("leader"):
+            with _reported("leader", self._health):
                 async with self._instance.store.leader("jobs") as leading:
                     if leading:
                         await self._run_alone()
             await asyncio.sleep(0.5 + random.random() / 2)  # noqa: S311  (spread, not secrecy)
 
+    async def _keep_watching(self) -> None:
+        await _every(WATCH_EVERY, "watch", self._watch, self._health)
+
     async def _run_alone(self) -> None:
-        self._sequencer = await Sequencer.open(self._instance.store.entries, self._instance.services.tiles, self._instance.log_signer)
+        """Run what one process does alone. Nothing here waits for anything else: revocations are published whatever the log is like."""
+        services = self._instance.services
+        scrub = Scrub(self._instance.store.entries, services.tiles, services.cosignatures)
+        work: list[tuple[float, str, Callable[[], Awaitable[None]]]] = [
+            (SEQUENCE_EVERY, "log", self._sequence),
+            (CRL_EVERY, "crl", self._publish_crls),
+            (SCRUB_EVERY, "scrub", scrub.run),
+            (HOUSEKEEPING_EVERY, "housekeeping", self._housekeeping),
+        ]
+        if self._instance.witnesses:
+            work.append((WITNESS_EVERY, "witness", self._witness()))
+        leading = await _take_lead(self._instance.services.tiles.directory)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_every(SEQUENCE_EVERY, "log", self._sequence))
-                group.create_task(_every(CRL_EVERY, "crl", self._publish_crls))
-                group.create_task(_every(HOUSEKEEPING_EVERY, "housekeeping", self._housekeeping))
-                if self._instance.witnesses:
-                    group.create_task(_every(WITNESS_EVERY, "witness", self._witness()))
+                for seconds, name, job in work:
+                    group.create_task(_every(seconds, name, job, self._health))
         finally:
-            if not self._stopping:  # stop() takes the last step itself
+            os.close(leading)
+            for _, name, _ in work:
+                self._health.job_done(name)  # whoever leads next says how it is
+            if not self._stopping and self._sequencer is not None:  # stop() takes the last step itself
                 self._sequencer.close()
                 self._sequencer = None
 
     async def _sequence(self) -> None:
-        assert self._sequencer is not None
+        if self._sequencer is None:
+            self._sequencer = await Sequencer.open(self._instance.store.entries, self._instance.services.tiles, self._instance.log_signer)
         step = asyncio.ensure_future(self._sequencer.step())
         try:
             await asyncio.shield(step)
@@ -99,6 +125,31 @@ class Jobs:
             await asyncio.wait([step])  # its thread writes on: nobody takes the next step, or lets go of the log, before that has ended
             raise
         LOG_SIZE.set(self._sequencer.size)
+
+    async def _watch(self) -> None:
+        """Look at what every process can see, whoever leads: how far the log's checkpoint and the revocation lists have come."""
+        services = self._instance.services
+        if self._health.commits_fail:
+            await services.store.ledger.commit(Write([]))  # no request may come to find out that it works again
+        try:
+            size = (await asyncio.to_thread(services.cosignatures.newest)).checkpoint.size
+        except HandclaspError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            size = 0
+        head = await services.store.point("SELECT size FROM log_head WHERE id = ?", (1,))  # after the checkpoint, so never behind it
+        committed = int(head[0]) if head is not None else 0
+        # Where the leader writes another directory, on another machine, the checkpoint here is an old one or none, and says nothing.
+        leader_is_here = await asyncio.to_thread(_is_led, services.tiles.directory)
+        self._health.saw_log(committed, size if leader_is_here else committed)
+        waiting = select(tables.crl_dirty.c.authority_id).where(tables.crl_dirty.c.since_at < services.clock() - 1000 * LAG_LIMIT)
+        late = {row.authority_id for row in await services.store.rows(waiting)}
+        self._health.saw_waiting_revocations(any(one.id in late and one.key_uri is not None for one in services.authorities.all()))
+        for authority in services.authorities.all():
+            if authority.state == "active":
+                AUTHORITY_END.labels(authority.name).set(authority.not_after / 1000)
+        if size > committed:
+            raise HandclaspError(Kind.TAMPERED, f"the log has {size} entries, and the database only {committed} of them")
 
     async def _publish_crls(self) -> None:
         services = self._instance.services
@@ -110,9 +161,16 @@ class Jobs:
         clients = [WitnessClient(vkey, url, self._instance.fetcher.post) for vkey, url in self._instance.witnesses]
 
         async def ask() -> None:
+            rollback: HandclaspError | None = None
             for name, problem in (await self._instance.services.cosignatures.request(clients)).items():
-                if problem is not None:
+                disagrees = problem is not None and problem.kind is Kind.TAMPERED
+                WITNESS_DISAGREES.labels(name).set(disagrees)
+                if disagrees:
+                    rollback = problem
+                elif problem is not None:
                     _log.warning("no cosignature", witness=name, reason=problem.detail)
+            if rollback is not None:
+                raise rollback  # what one witness has seen counts, whatever the others say
 
         return ask
 
@@ -126,23 +184,54 @@ class Jobs:
         await self._instance.store.ledger.commit(Write([], [Change(delete(tables.replay).where(old))]))
 
 
-async def _every(seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _take_lead(directory: Path) -> int:
+    """Mark the log's directory as the leader's until the file that is returned is closed, for the other processes that use it."""
+    try:
+        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+        descriptor = os.open(directory / LEADING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:  # the log cannot be continued, which its job reports; the others go on
+        _log.warning("the log's directory cannot be written", reason=error.strerror)
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for _ in range(100):  # whoever is looking holds it for a moment
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        await asyncio.sleep(0.01)
+    return descriptor
+
+
+def _is_led(directory: Path) -> bool:
+    """Tell whether some process, this one too, brings entries into the tree in this directory."""
+    try:
+        descriptor = os.open(directory / LEADING, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+async def _every(seconds: float, name: str, work: Callable[[], Awaitable[None]], health: Health) -> None:
     while True:
-        with _reported(name):
+        with _reported(name, health):
             await work()
         await asyncio.sleep(seconds)
 
 
 @contextlib.contextmanager
-def _reported(job: str):  # type: ignore[no-untyped-def]
+def _reported(job: str, health: Health) -> Iterator[None]:
     """Report a failure and go on: one bad minute must not end a job for good."""
     try:
         yield
     except HandclaspError as error:
-        JOB_FAILURES.labels(job).set(1)
-        _log.error("job failed", job=job, kind=error.kind.value, reason=error.detail)
-    except Exception:  # a bug in one job must not stop the others
-        JOB_FAILURES.labels(job).set(1)
-        _log.exception("job failed", job=job)
+        if health.job_failed(job, error.kind, error.detail):
+            _log.error("job failed", job=job, kind=error.kind.value, reason=error.detail)
+    except Exception as error:  # a bug in one job must not stop the others
+        if health.job_failed(job, Kind.INTERNAL, repr(error)):
+            _log.exception("job failed", job=job)
     else:
-        JOB_FAILURES.labels(job).set(0)
+        health.job_done(job)

@@ -19,6 +19,7 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.server.instance import open_keystore
 from handclasp.server.run import DataLock, public_http
 from handclasp.server.settings import Settings
+from handclasp.server.setup import admin_token_file, new_admin_token
 from handclasp.store.database import Store
 
 BY = {"kind": "local", "id": "ca"}
@@ -50,6 +51,17 @@ async def create_issuing(settings: Settings, name: str, trust_domain: str, *, cl
             crl_shards=int(settings.crl_shards),
             base_url=settings.http_url or public_http(settings, None),
         )
+
+
+async def create_admin_token(settings: Settings, *, clock: Clock = system_clock) -> Path:
+    """Make another admin token and return the file it is in; logged as made here, durable on return.
+
+    For whoever has lost theirs, or let it end: whoever may write the data directory is the administrator anyway. The tokens before stay as
+    they are. Raises ``bad_setting`` where nothing was initialised, ``conflict`` while a server runs on this data directory.
+    """
+    with DataLock(settings):
+        await new_admin_token(settings, clock)
+    return admin_token_file(settings)
 
 
 async def import_issuing(

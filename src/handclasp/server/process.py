@@ -82,9 +82,10 @@ async def _serve(instance: Instance, https: socket.socket, http: socket.socket |
     await own.renew()
     jobs = Jobs(instance, own)
     jobs.start()
-    servers = [(_make_server(make_app(API, instance.services), tls), https)]
+    report = instance.health.report
+    servers = [(_make_server(make_app(API, instance.services, report=report), tls), https)]
     if http is not None:
-        servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http"), None), http))
+        servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http", report=report), None), http))
     stop = _stop_on_signal()
     loop = asyncio.get_running_loop()
     running = [loop.create_task(server.serve(sockets=[bound]), name=address_of(bound)) for server, bound in servers]

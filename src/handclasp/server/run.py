@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import sys
-import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -22,8 +20,7 @@ from handclasp.server.instance import open_instance
 from handclasp.server.logs import configure
 from handclasp.server.settings import Settings, parse_listen
 from handclasp.server.setup import admin_token_file, initialise, write_private
-
-RESTART_PAUSE = 1.0  # seconds before a worker that died is started again
+from handclasp.server.supervisor import Supervisor
 
 
 def init(settings: Settings) -> dict[str, Any]:
@@ -66,7 +63,11 @@ def _start(settings: Settings, *, make: bool) -> int:
         if settings.workers == 1:
             _run(process.serve(settings, https[0], http[0] if http else None, ready=lambda: _ready(settings, https[0], http)))
             return 0
-        return Supervisor(settings, https, http).run()
+
+        def work(worker: int, ready: Callable[[], None]) -> None:
+            _run(process.serve(settings, https[worker], http[worker] if http else None, worker=worker, ready=ready))
+
+        return Supervisor(int(settings.workers), work, lambda: _ready(settings, https[0], http)).run()
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -146,10 +147,6 @@ def _reachable(address: str) -> str:
     return address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
 
 
-def _announce(pipe: int, worker: int) -> None:
-    os.write(pipe, worker.to_bytes(2, "big"))
-
-
 class DataLock:
     """Hold the data directory: SQLite has one writing process, and two servers would sign two histories."""
 
@@ -165,68 +162,10 @@ class DataLock:
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise HandclaspError(
-                Kind.CONFLICT, f"another handclasp process uses {self._settings.data}", hint="stop it first, or use its API"
+                Kind.CONFLICT,
+                f"another handclasp process uses {self._settings.data}",
+                hint="stop the server first; start it again afterwards",
             ) from error
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
-
-
-class Supervisor:
-    """Runs N serving processes on shared addresses, and starts one again when it dies. Connections that wait meanwhile are kept."""
-
-    def __init__(self, settings: Settings, https: list[socket], http: list[socket]) -> None:
-        self._settings = settings
-        self._https = https
-        self._http = http
-        self._children: dict[int, int] = {}
-        self._stopping = False
-        self._reader, self._writer = os.pipe()
-
-    def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        for worker in range(int(self._settings.workers)):
-            self._spawn(worker)
-        waiting = set(self._children.values())
-        while waiting and not self._stopping:
-            waiting.discard(int.from_bytes(os.read(self._reader, 2), "big"))
-        if not self._stopping:
-            _ready(self._settings, self._https[0], self._http)
-        return self._watch()
-
-    def _spawn(self, worker: int) -> None:
-        pid = os.fork()
-        if pid:
-            self._children[pid] = worker
-            return
-        code = 1
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            http = self._http[worker] if self._http else None
-            _run(process.serve(self._settings, self._https[worker], http, worker=worker, ready=lambda: _announce(self._writer, worker)))
-            code = 0
-        except HandclaspError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
-        for pid in self._children:
-            os.kill(pid, signal.SIGTERM)
-
-    def _watch(self) -> int:
-        """Wait for children; start again those that were not told to end."""
-        while self._children:
-            pid, status = os.wait()
-            worker = self._children.pop(pid, None)
-            if worker is None or self._stopping:
-                continue
-            print(f"worker {worker} ended ({os.waitstatus_to_exitcode(status)}); starting it again", file=sys.stderr, flush=True)
-            time.sleep(RESTART_PAUSE)
-            if not self._stopping:
-                self._spawn(worker)
-        return 0

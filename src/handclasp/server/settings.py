@@ -16,6 +16,11 @@ from typing import Any
 
 from handclasp.clock import parse_duration
 from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.keys import KEY_TYPES
+from handclasp.pki.names import check_dns, check_trust_domain
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("json", "text", "auto")
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Settings:
     witness: tuple[str, ...] = _setting(
         "list", (), "Witness to ask for a cosignature of each checkpoint: its verifier key, a space, its URL (repeatable)."
     )
-    oidc_allow_http: bool = _setting("flag", False, "Allow OIDC issuers on plain HTTP and private addresses (test set-ups).")
+    oidc_allow_http: bool = _setting("flag", False, "Allow OIDC issuers on plain HTTP and loopback addresses (test set-ups).")
     log_level: str = _setting("text", "info", "debug, info, warning or error.")
     log_format: str = _setting("text", "auto", "json, text, or auto: text on a terminal.")
 
@@ -146,17 +151,22 @@ class Settings:
                     problems.append(f"{origin}: {raw!r} is not a {setting.type} ({error.args[0]})")
         if not problems:
             settings = cls(**values)
-            problems = settings._problems()
+            settings.check()
+            return settings
+        raise _bad(problems)
+
+    def check(self) -> None:
+        """Raise ``bad_setting`` naming each setting that cannot be used: before anything is made from any of them."""
+        problems = self._problems()
         if problems:
-            raise HandclaspError(Kind.BAD_SETTING, "; ".join(problems), hint="see docs/reference/settings.md")
-        return settings
+            raise _bad(problems)
 
     def _problems(self) -> list[str]:
         found = []
         if self.workers < 1 or self.workers > 256:
             found.append("workers must be between 1 and 256")
         if self.workers > 1 and not self.database_url.startswith("postgresql://"):
-            found.append("more than one worker needs PostgreSQL: set database to postgresql://…")
+            found.append("workers: more than one needs PostgreSQL: set database to postgresql://…")
         if not 1 <= self.crl_shards <= 4096:
             found.append("crl_shards must be between 1 and 4096")
         for name in ("https", "http"):
@@ -170,7 +180,38 @@ class Settings:
             found.append("grpc: this version has no gRPC listener; leave it off")
         if self.https == "off":
             found.append("https cannot be off: the API is served there")
+        return found + self._bad_values() + self._bad_names()
+
+    def _bad_values(self) -> list[str]:
+        choices = (
+            ("log_level", self.log_level.lower(), LOG_LEVELS),
+            ("log_format", self.log_format, LOG_FORMATS),
+            ("key_type", self.key_type, KEY_TYPES),
+        )
+        found = [f"{name}: {value!r} is not one of {', '.join(allowed)}" for name, value, allowed in choices if value not in allowed]
+        above = ("rate_principal", "rate_refused", "root_lifetime", "issuing_lifetime", "crl_lifetime", "request_timeout")
+        found += [f"{name} must be above 0" for name in above if getattr(self, name) <= 0]
+        if self.issuing_lifetime > self.root_lifetime:
+            found.append("issuing_lifetime must not be longer than root_lifetime: an authority cannot outlive its root")
         return found
+
+    def _bad_names(self) -> list[str]:
+        found = []
+        try:
+            if self.trust_domain:
+                check_trust_domain(self.trust_domain)
+        except HandclaspError as error:
+            found.append(f"trust_domain: {error.detail}")
+        for zone in self.dns_zone:
+            try:
+                check_dns(zone, wildcard=False)
+            except HandclaspError as error:
+                found.append(f"dns_zone: {error.detail}")
+        return found
+
+
+def _bad(problems: Sequence[str]) -> HandclaspError:
+    return HandclaspError(Kind.BAD_SETTING, "; ".join(problems), hint="see docs/reference/settings.md")
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from pathlib import Path
 
 from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
-from handclasp.authority.files import private_directory
+from handclasp.authority.files import PRIVATE, private_directory, replace
 from handclasp.authority.keystore import KeyStore
 from handclasp.authority.passphrase import make_passphrase
 from handclasp.clock import Clock, system_clock
@@ -34,9 +35,10 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
     """Make an installation in ``settings.data`` and its database; return False when there was one already.
 
     Everything is durable on return. Each step looks at what is there first, so a call that was interrupted is simply repeated; the last
-    step records that all of it is there. Raises ``bad_setting`` for a trust domain that differs from the one that is there.
+    step records that all of it is there. Raises ``bad_setting``, before anything is written, for settings that cannot be used, and for a
+    trust domain that differs from the one that is there or was begun.
     """
-    trust_domain = check_trust_domain(settings.trust_domain or DEFAULT_TRUST_DOMAIN)
+    settings.check()
     private_directory(settings.data)
     if settings.passphrase_file is None and "HANDCLASP_PASSPHRASE_FILE" not in os.environ and "CREDENTIALS_DIRECTORY" not in os.environ:
         make_passphrase(settings.data, secrets.token_bytes)
@@ -46,6 +48,7 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
         if await read_meta(store, "log_origin") is not None:
             await _check_same(settings, store, keystore, clock)
             return False
+        trust_domain = await _trust_domain(settings, store, keystore, clock)
         if not settings.offline_root:
             await _make_authorities(settings, store, keystore, trust_domain, http_url, clock)
         await _make_admin_token(settings, store, clock)
@@ -56,6 +59,15 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
         return True
     finally:
         await store.close()
+
+
+async def _trust_domain(settings: Settings, store: Store, keystore: KeyStore, clock: Clock) -> str:
+    """Return the trust domain to make: the one that an interrupted call has begun, if any, which must be the one that is asked for."""
+    await _check_same(settings, store, keystore, clock)
+    authorities = Authorities(store, keystore, clock)
+    await authorities.load()
+    begun = next(iter(authorities.trust_domains), DEFAULT_TRUST_DOMAIN)
+    return check_trust_domain(settings.trust_domain or begun)
 
 
 async def _check_same(settings: Settings, store: Store, keystore: KeyStore, clock: Clock) -> None:
@@ -108,16 +120,29 @@ async def _make_admin_token(settings: Settings, store: Store, clock: Clock) -> N
     write_private(path, created.token + "\n")
 
 
+async def new_admin_token(settings: Settings, clock: Clock = system_clock) -> None:
+    """Make another admin token, into the admin token's file, for whoever has lost theirs or let it end. The ones before stay as they are.
+
+    Logged, and durable on return. Raises ``bad_setting`` where nothing was initialised.
+    """
+    if settings.database_url.startswith("sqlite:///") and not await asyncio.to_thread(Path(settings.database_url[10:]).exists):
+        raise _nothing(settings)
+    store = await Store.open(settings.database_url, clock)
+    try:
+        if await read_meta(store, "log_origin") is None:
+            raise _nothing(settings)
+        await _make_admin_token(settings, store, clock)
+    finally:
+        await store.close()
+
+
+def _nothing(settings: Settings) -> HandclaspError:
+    return HandclaspError(Kind.BAD_SETTING, f"nothing was initialised in {settings.data}", hint="run handclasp init, or handclasp up")
+
+
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads (0600), whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Write a file that only its owner reads (0600), whole or not at all, durable on return."""
+    replace(path, text.encode(), PRIVATE)
 
 
 def _make_log_key(keystore: KeyStore) -> None:

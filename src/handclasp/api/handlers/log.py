@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
 
 from sqlalchemy import delete, select
 
-from handclasp.api.paging import page, read_cursor, read_index, read_limit, read_sha256, read_text, read_time, write_cursor
+from handclasp.api.paging import read_cursor, read_index, read_limit, read_sha256, read_text, read_time, write_cursor
 from handclasp.api.routes import Call, Plain
 from handclasp.api.services import Services
 from handclasp.clock import parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.checkpoint import SignedCheckpoint
-from handclasp.log.entries import make_entry, parse_entry
+from handclasp.log.entries import ENTRY_TYPES, make_entry, parse_entry, salted_hash
 from handclasp.log.merkle import leaf_hash
 from handclasp.log.proofs import Proof, checkpoint_at, make_proof
-from handclasp.log.tiles import HashReader
+from handclasp.log.tiles import WIDTH, HashReader, split_tile, tile_width
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
 from handclasp.wire import Done, LogEntry, LogEntryList, LogProof
@@ -29,40 +29,70 @@ async def list_entries(call: Call) -> LogEntryList:
     """List entries, newest first."""
     limit = read_limit(call.query)
     after = read_cursor(call.query, int)
-    subject = read_text(call.query, "subject")
-    if subject is not None:
-        return await _entries_about(call, subject, limit, after)
-    wanted, since, until = read_text(call.query, "type"), read_time(call.query, "since"), read_time(call.query, "until")
+    subject, wanted = read_text(call.query, "subject"), read_text(call.query, "type")
+    if wanted is not None and wanted not in ENTRY_TYPES:
+        raise HandclaspError(Kind.BAD_REQUEST, f"{wanted[:100]!r} is not a type of log entry", hint="one of " + ", ".join(ENTRY_TYPES))
+    since, until = read_time(call.query, "since"), read_time(call.query, "until")
     filtered = wanted is not None or since is not None or until is not None
-    entry = tables.log_entry.c
-    query = select(entry.index.label("place"), entry.entry).order_by(entry.index.desc()).limit(_SCAN if filtered else limit + 1)
-    if after is not None:
-        query = query.where(entry.index < after[0])
-    rows = await call.services.store.rows(query)
-    items: list[LogEntry] = []
-    last = None
-    for row in rows:
-        item = to_entry(row.place, bytes(row.entry))
-        at = parse_rfc3339(item.entry["at"])
-        if len(items) == limit:
-            return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if not filtered else write_cursor(last or 0))
-        last = row.place
-        if (wanted in (None, item.entry["type"])) and (since is None or at >= since) and (until is None or at <= until):
-            items.append(item)
-    unread = filtered and len(rows) == _SCAN
-    return LogEntryList(items=items, next_cursor=write_cursor(last) if unread and last is not None else None)
-
-
-async def _entries_about(call: Call, subject: str, limit: int, after: tuple[Any, ...] | None) -> LogEntryList:
-    about, entry = tables.log_subject, tables.log_entry
-    query = (
-        select(entry.c.index.label("place"), entry.c.entry).join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
-    )
+    entry, about = tables.log_entry, tables.log_subject
+    query = select(entry.c.index.label("place"), entry.c.entry).order_by(entry.c.index.desc()).limit(_SCAN if filtered else limit + 1)
+    if subject is not None:
+        query = query.join(about, about.c.index == entry.c.index).where(about.c.subject == subject)
     if after is not None:
         query = query.where(entry.c.index < after[0])
-    rows, more = page(await call.services.store.rows(query.order_by(entry.c.index.desc()).limit(limit + 1)), limit)
-    items = [to_entry(row.place, bytes(row.entry)) for row in rows]
-    return LogEntryList(items=items, next_cursor=write_cursor(items[-1].index) if more else None)
+    rows = await call.services.store.rows(query)
+    items: list[LogEntry] = []
+    found: list[tuple[int, bytes]] = []
+    last, more = None, filtered and len(rows) == _SCAN
+    for row in rows:
+        if len(items) == limit:
+            more = True
+            break
+        last, data = int(row.place), bytes(row.entry)
+        item = to_entry(last, data)
+        at = parse_rfc3339(item.entry["at"])
+        if (wanted in (None, item.entry["type"])) and (since is None or at >= since) and (until is None or at <= until):
+            items.append(item)
+            found.append((last, data))
+    await _check(call.services, found)
+    return LogEntryList(items=items, next_cursor=write_cursor(last) if more and last is not None else None)
+
+
+async def _check(services: Services, entries: Sequence[tuple[int, bytes]]) -> None:
+    """Compare entries from the database with the tree that was signed, as far as that goes; raise ``tampered`` for one that differs."""
+    if entries:
+        await asyncio.to_thread(_compare, services, entries)
+
+
+def _compare(services: Services, entries: Sequence[tuple[int, bytes]]) -> None:
+    try:
+        size = services.cosignatures.newest().checkpoint.size
+    except HandclaspError as error:
+        if error.kind is Kind.NOT_FOUND:
+            return  # nothing is signed yet
+        raise
+    signed: dict[int, list[bytes]] = {}
+    for index, data in entries:
+        if index >= size:
+            continue
+        tile = index // WIDTH
+        if tile not in signed:
+            signed[tile] = _leaves(services, tile, size)
+        if leaf_hash(data) != signed[tile][index % WIDTH]:
+            raise _altered(f"entry {index} of the log in the database is not the one that was signed")
+
+
+def _leaves(services: Services, tile: int, size: int) -> list[bytes]:
+    try:
+        return split_tile(services.tiles.read_tile(0, tile, tile_width(0, tile, size)))
+    except HandclaspError as error:
+        if error.kind is Kind.NOT_FOUND:
+            raise _altered(f"a tile of the log is missing: {error.detail}") from error
+        raise
+
+
+def _altered(detail: str) -> HandclaspError:
+    return HandclaspError(Kind.TAMPERED, detail, hint="find out with: handclasp audit verify")
 
 
 def to_entry(index: int, data: bytes) -> LogEntry:
@@ -74,11 +104,15 @@ async def show_entry(call: Call) -> LogEntry:
     """Show one entry, with the personal data that has not been erased."""
     index = read_index(call.path["index"])
     data = await _entry(call, index)
+    await _check(call.services, [(index, data)])
     shown = to_entry(index, data)
     personal = tables.log_personal.c
     rows = await call.services.store.rows(select(personal.field, personal.salt, personal.value).where(personal.index == index))
     for row in rows:
-        shown.entry["personal"][row.field] |= {"salt": bytes(row.salt).hex(), "value": row.value}
+        hashed = shown.entry.get("personal", {}).get(row.field)
+        if hashed is None or salted_hash(bytes(row.salt), row.value) != hashed["salted"]:
+            raise _altered(f"the personal data of entry {index} ({row.field}) is not what its hash was made of")
+        hashed |= {"salt": bytes(row.salt).hex(), "value": row.value}
     return shown
 
 
@@ -101,6 +135,7 @@ async def prove(call: Call) -> LogProof:
     data = await _entry(call, index)
     wanted = _wanted_size(call, index)
     newest = await _checkpoint_with(call, index)
+    await _check(call.services, [(index, data)])
     proven, proof = await asyncio.to_thread(_proof_at, call.services, index, wanted, newest, data)
     return LogProof(
         index=index,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from handclasp.api.openapi import document
-from handclasp.api.routes import Call, Plain
+from handclasp.api.routes import Call, Plain, Route, tagged
 from handclasp.errors import HandclaspError, Kind
 from handclasp.wire import Health
 
@@ -29,6 +31,12 @@ async def metrics(_call: Call) -> Plain:
     return Plain(generate_latest(), CONTENT_TYPE_LATEST)
 
 
+_described: tuple[Sequence[Route], Plain] | None = None
+
+
 async def openapi(call: Call) -> Plain:
-    """Serve this document."""
-    return Plain(msgspec.json.encode(document(call.routes)), "application/json", max_age=300)
+    """Serve this document. It is the same for as long as the process runs, so it is made once."""
+    global _described
+    if _described is None or _described[0] is not call.routes:
+        _described = (call.routes, tagged(msgspec.json.encode(document(call.routes)), "application/json", max_age=300))
+    return _described[1]

@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-PORT_WAIT = 10.0
-
 _NGINX = """\
 daemon on;
 pid {home}/nginx.pid;
