@@ -122,7 +122,8 @@ def test_a_refused_certificate_is_told_as_that(tmp_path: Path) -> None:
     (tmp_path / "k").write_bytes(key)
     with FakeServer() as server:
         error = refusal(ApiClient(server.url, ca=server.ca_file(tmp_path), credential=(tmp_path / "c", tmp_path / "k")))
-        assert error.kind is Kind.NOT_AUTHENTICATED
+        # The alert may be lost with the connection (TLS 1.3); then it is said that this may have been the reason.
+        assert error.kind is Kind.NOT_AUTHENTICATED or (error.kind is Kind.UNAVAILABLE and "refused our certificate" in error.hint)
         assert server.seen == []
 
 

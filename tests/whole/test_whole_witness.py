@@ -105,7 +105,7 @@ def only_the_database_is_old(here: Path) -> None:
         assert Live(here, server).admin_token
         with server.client() as client:
             metrics = client.text("/metrics").text
-        assert 'handclasp_job_failing{job="leader"} 1.0' in metrics
+        assert 'handclasp_job_failing{job="log"} 1.0' in metrics
         server.stop()
     assert (here / "data/log/checkpoint").read_text() == checkpoint
 
@@ -115,9 +115,9 @@ def everything_is_old(here: Path, witness: str, size: int) -> None:
     for name in ("handclasp.db", "log"):
         copy(here / "older" / name, here / "data" / name)
     with serving(here, witness) as (live, _):
-        eventually(lambda: "no cosignature" in live.output, what="the witness refuses")
-        reasons = [json.loads(line).get("reason", "") for line in live.output.splitlines() if "no cosignature" in line]
-        assert f"{NAME} has cosigned a log of " in reasons[-1]
+        eventually(lambda: f"{NAME} has cosigned a log of " in live.output, what="the witness refuses")
+        told = [json.loads(line) for line in live.output.splitlines() if "has cosigned a log of" in line][-1]
+        assert (told["level"], told["job"], told["kind"]) == ("error", "witness", "tampered")
         before = cosigned_size(live.data)
         assert before < size
         other = issue(live, 12)  # longer than the one that the witness knows, and another one

@@ -13,7 +13,6 @@ from prometheus_client import Counter, Gauge, Histogram
 from handclasp.authority.authorities import Authorities
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store.database import Store
-from handclasp.store.ledger import Ledger
 from handclasp.store.writes import Write
 
 LAG_LIMIT = 10.0
@@ -101,24 +100,15 @@ class Health:
 
     # --- commits ---
 
-    def watch(self, ledger: Ledger) -> None:
-        """Have every commit of this process pass by here, whoever asks for it."""
-        commit = ledger.commit
-
-        async def watched(write: Write) -> int:
-            began = self._now()
-            try:
-                index = await commit(write)
-            except HandclaspError as error:
-                self.commits_fail = error.kind is Kind.UNAVAILABLE
-                raise
-            self.commits_fail = False
-            COMMITS.observe(self._now() - began)
-            if write.certificate is not None:
-                ISSUED.labels(write.certificate.profile).inc()
-            return index
-
-        ledger.commit = watched  # type: ignore[method-assign]  # the one way in for every room, so none of them has to know
+    def committed(self, write: Write, seconds: float, refused: HandclaspError | None) -> None:
+        """Take note of a commit of this process (:attr:`handclasp.store.ledger.Ledger.observe`)."""
+        if refused is not None:
+            self.commits_fail = refused.kind is Kind.UNAVAILABLE
+            return
+        self.commits_fail = False
+        COMMITS.observe(seconds)
+        if write.certificate is not None:
+            ISSUED.labels(write.certificate.profile).inc()
 
     def problems(self) -> list[str]:
         """Return one line for each thing that is not well."""

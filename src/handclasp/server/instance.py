@@ -81,7 +81,7 @@ async def open_instance(settings: Settings, *, worker: int = 0, clock: Clock = s
 
 async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock: Clock, worker: int) -> Instance:
     health = Health()
-    health.watch(store.ledger)
+    store.ledger.observe = health.committed
     origin = await read_meta(store, "log_origin")
     if origin is None:
         raise HandclaspError(Kind.BAD_SETTING, f"nothing was initialised in {settings.data}", hint="run handclasp init, or handclasp up")

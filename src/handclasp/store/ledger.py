@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,13 @@ class _Waiting:
     index: int = field(default=0)
 
 
+Observer = Callable[[Write, float, HandclaspError | None], None]
+
+
+def _nobody(_write: Write, _seconds: float, _refused: HandclaspError | None) -> None:
+    """Look away."""
+
+
 class Ledger:
     """Group commit over one writing connection. Safe to call from any number of tasks of one event loop."""
 
@@ -62,6 +70,8 @@ class Ledger:
         self._connected = False
         self._identity_ids: dict[str, int] = {}
         self._sql = Statements(backend)
+        self.observe: Observer = _nobody
+        """Told of every commit: the write, how long it took in seconds, and why it was refused or None."""
         self.generation = 0
         """Rises whenever tokens, policy, profiles or authorities changed, in this process or (through the store's poll) another."""
 
@@ -83,7 +93,14 @@ class Ledger:
         self._waiting.append(_Waiting(write, done))
         if len(self._waiting) == 1:
             self._wake.set()
-        return await done
+        began = time.monotonic()
+        try:
+            index = await done
+        except HandclaspError as error:
+            self.observe(write, time.monotonic() - began, error)
+            raise
+        self.observe(write, time.monotonic() - began, None)
+        return index
 
     async def close(self) -> None:
         """Commit what is waiting, then stop."""
