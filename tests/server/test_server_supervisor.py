@@ -18,7 +18,7 @@ from handclasp.server import supervisor
 supervisor.RESTART_PAUSE = 0.01
 supervisor.PATIENCE = 0.3
 def say(text):
-    print(text, flush=True)
+    os.write(1, (text + "\\n").encode())  # one write: several processes share the pipe
 """
 
 

@@ -200,7 +200,7 @@ class Connections:
         if self._credential is not None and isinstance(error, ssl.SSLEOFError | ConnectionResetError | BrokenPipeError):
             # In TLS 1.3 the server looks at our certificate when our handshake is done; its refusal may be lost with the connection.
             hint = "it may have ended, or it refused our certificate: has that expired, or is its authority not known there?"
-            return HandclaspError(Kind.UNAVAILABLE, f"{where} broke off the connection: {reason}", hint=hint)
+            return HandclaspError(Kind.UNAVAILABLE, f"{where} cannot be reached: {reason}", hint=hint)
         return HandclaspError(Kind.UNAVAILABLE, f"{where} cannot be reached: {reason}", hint="is it running, and is HANDCLASP_URL right?")
 
 
