@@ -127,6 +127,8 @@ def test_ctrl_c_in_a_real_process() -> None:
     code = (
         "import os, signal, sys, time\nfrom handclasp.cli import files\nfrom handclasp.cli.main import main\n"
         "def wait(name):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(30)\n"
+        # A process that was started in the background inherits an ignored SIGINT, also when that was the test run itself.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "files.read_bytes = wait\nsys.argv[1:] = ['cert', 'inspect', '-']\nmain()"
     )
     child = process(code)
