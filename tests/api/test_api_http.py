@@ -29,7 +29,7 @@ def test_a_problem_document_is_one(nobody: Client) -> None:
     problem = answer.refused(Kind.NOT_AUTHENTICATED)
     assert set(problem) == PROBLEM
     assert problem["instance"] == "/v1/tokens"
-    assert problem["type"].endswith("not_authenticated")
+    assert problem["type"] == "urn:handclasp:problem:not_authenticated"
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"

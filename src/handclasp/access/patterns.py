@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ class _Template:
         )
 
 
-class Patterns:
+class Patterns(ABC):
     """A set of compiled patterns of one kind; equal when their texts are. An empty set covers nothing.
 
     Raises ``bad_policy`` for a text that is not a pattern of this kind.
@@ -133,12 +134,12 @@ class Patterns:
         self._regex = re.compile("|".join(f"(?:{regex})" for regex in regexes)) if regexes else None
         self._templates = tuple(templates)
 
+    @abstractmethod
     def _compile(self, skeleton: str, text: str) -> tuple[str, str]:
         """Return the one name it covers literally and the regular expression of the others, "" where there is none.
 
         ``skeleton`` is the pattern with NUL in the place of each placeholder; ``text`` is for error messages.
         """
-        raise NotImplementedError
 
     def covers(self, name: str, claims: Claims = NO_CLAIMS) -> bool:
         """Return whether one of the patterns covers the checked name."""

@@ -145,7 +145,7 @@ class Supervisor:
             code = 0
         except HandclaspError as error:
             _say(f"error: {error}")
-        except BaseException:
+        except BaseException:  # whatever it is: a child must never go on in the parent's code
             traceback.print_exc()
         finally:
             os._exit(code)
