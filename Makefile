@@ -48,6 +48,7 @@ check: $(DEV_STAMP) ## Lint, formatting, types, floors, and whether the generate
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict src
 	@$(BIN)/lint-imports
+	@$(BIN)/python tools/protos.py check
 	@$(BIN)/python tools/docs.py check
 
 .PHONY: fix
@@ -59,6 +60,10 @@ fix: $(DEV_STAMP) ## Repair what can be repaired: lint, formatting, generated do
 .PHONY: docs
 docs: $(DEV_STAMP) ## Write the generated documentation again
 	@$(BIN)/python tools/docs.py write
+
+.PHONY: protos
+protos: $(DEV_STAMP) ## Make the Python messages of src/handclasp/proto/*.proto again
+	@$(BIN)/python tools/protos.py write
 
 .PHONY: bench
 bench: $(DEV_STAMP) ## Measure against the budgets, write bench/results.json; ONLY=issue measures a part

@@ -160,6 +160,91 @@ class RenewalInfo(Response, kw_only=True):
     state: str
 
 
+class RenewalQuery(Request, kw_only=True):
+    """Ask for the renewal suggestions of several certificates at once; ``tag`` is that of the last answer about the same certificates."""
+
+    certificates: Annotated[list[Sha256], Meta(max_length=2000)]
+    tag: str = ""
+
+
+class RenewalList(Response, kw_only=True):
+    """Suggestions for those of the certificates that the caller may know of. ``tag`` changes whenever any suggestion anywhere may have;
+    while it is the caller's own, ``items`` is empty: nothing has changed.
+    """
+
+    tag: str
+    items: list[RenewalInfo]
+
+
+class RotationRequest(Request, kw_only=True):
+    """Have every certificate that matches replaced, with new keys, spread over ``within``. Exactly one of the first three is given."""
+
+    all: bool = False
+    identity: Annotated[str, Meta(max_length=2048)] | None = None
+    """An identity pattern, as in policy."""
+    authority: Name | None = None
+    within: Duration = "10m"
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+    dry_run: bool = False
+
+
+class RotationPending(Response, kw_only=True):
+    """A certificate that has not been replaced yet, and who has it."""
+
+    sha256: str
+    identity: str
+    not_after: str
+    renew_before: str
+    agent: str | None = None
+    agent_last_contact: str | None = None
+    state: str
+    """``waiting``, or ``late`` when its time is over."""
+
+
+class Rotation(Response, kw_only=True):
+    """How far a rotation is. ``pending`` holds the first ones (at most 1,000) of those that have not answered."""
+
+    id: str
+    what: str
+    reason: str
+    by: str
+    created_at: str
+    ends_at: str
+    state: str
+    """``planned`` (a dry run), ``running``, ``done``, or ``late``: the time is over and something has not answered."""
+    total: int
+    replaced: int
+    gone: int
+    """Revoked or expired meanwhile."""
+    late: int
+    pending: list[RotationPending]
+    log_entry: int | None = None
+
+
+class RotationList(Response, kw_only=True):
+    """Rotations, newest first, without their pending certificates."""
+
+    items: list[Rotation]
+    next_cursor: str | None = None
+
+
+class JwtSvidRequest(Request, kw_only=True):
+    """Ask for a JWT-SVID; policy decides whether the caller may have it for this identity."""
+
+    identity: Annotated[str, Meta(max_length=2048)]
+    audience: Annotated[list[Annotated[str, Meta(min_length=1, max_length=512)]], Meta(min_length=1, max_length=20)]
+    ttl: Duration | None = None
+
+
+class JwtSvid(Response, kw_only=True):
+    """A JWT-SVID (SPIFFE JWT-SVID 1.0), compact."""
+
+    token: str
+    identity: str
+    expires_at: str
+    log_entry: int
+
+
 # --- identities -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -383,8 +468,19 @@ class AgentIdentity(Request, kw_only=True):
     renew_at: str | None = None
     state: str
     """``ok``, ``renewing``, ``overdue``, ``failed``."""
-    targets: list[str] = field(default_factory=list)
+    targets: Annotated[list[AgentTarget], Meta(max_length=100)] = field(default_factory=list)
     rotations: int = 0
+    last_success: str | None = None
+    last_failure: Annotated[str, Meta(max_length=2000)] | None = None
+
+
+class AgentTarget(Request, kw_only=True):
+    """What an agent reports about one place of delivery: the certificate that was last seen in use there, and what is wrong."""
+
+    name: Annotated[str, Meta(max_length=1024)]
+    state: str
+    """``ok``, ``pending`` or ``failed``."""
+    sha256: str | None = None
     last_success: str | None = None
     last_failure: Annotated[str, Meta(max_length=2000)] | None = None
 
@@ -395,6 +491,62 @@ class AgentReport(Request, kw_only=True):
     hostname: Annotated[str, Meta(max_length=255)]
     version: Annotated[str, Meta(max_length=64)]
     identities: Annotated[list[AgentIdentity], Meta(max_length=2000)] = field(default_factory=list)
+
+
+class Workload(Response, kw_only=True):
+    """One workload of the policy that an agent may serve on its socket.
+
+    A process that has all ``selectors`` gets ``identity``. Placeholders in the identity, such as ``{k8s:ns}``, are filled from the process's
+    own selectors of that name.
+    """
+
+    name: str
+    selectors: list[str]
+    identity: str
+    dns: list[str]
+    profile: str
+    ttl: str | None
+    hint: str
+    federates_with: list[str]
+    jwt: bool
+    """Whether it may have JWT-SVIDs too."""
+
+
+class WorkloadList(Response, kw_only=True):
+    """Every workload that the policy in force gives this agent."""
+
+    items: list[Workload]
+
+
+class Evidence(Request, kw_only=True):
+    """What an agent proves itself with where it has no token of ours. ``method`` says which of the others are read.
+
+    * ``oidc``, ``kubernetes``: ``token``, a JWT; ``cluster`` names the cluster of the policy
+    * ``x509``: ``chain`` (PEM, leaf first) and ``signature`` (base64, by the leaf's key) over what ``challenge`` says
+    * ``aws``: ``document`` (base64, the instance identity document) and ``signature`` (base64, its PKCS#7 or RSA-2048 signature)
+    """
+
+    method: str
+    token: Annotated[str, Meta(max_length=16384)] = ""
+    cluster: Annotated[str, Meta(max_length=128)] = ""
+    chain: Pem = ""
+    document: Annotated[str, Meta(max_length=16384)] = ""
+    signature: Annotated[str, Meta(max_length=16384)] = ""
+    challenge: Annotated[str, Meta(max_length=512)] = ""
+
+
+class EnrolRequest(Request, kw_only=True):
+    """Ask for an agent's certificate on evidence; its name and labels come from the policy's rule, never from here."""
+
+    csr: Pem
+    evidence: Evidence
+
+
+class Challenge(Response, kw_only=True):
+    """What an agent signs to prove that it holds a key: once, and before ``expires_at``."""
+
+    challenge: str
+    expires_at: str
 
 
 class Reported(Response, kw_only=True):
@@ -422,6 +574,46 @@ class AgentList(Response, kw_only=True):
 
     items: list[Agent]
     next_cursor: str | None = None
+
+
+# --- federation -------------------------------------------------------------------------------------------------------------------------
+
+
+class FederationRequest(Request, kw_only=True):
+    """Trust another trust domain's bundle, from its bundle endpoint (SPIFFE Federation section 5)."""
+
+    url: Annotated[str, Meta(max_length=2048)]
+    profile: str = "https_web"
+    """``https_web`` or ``https_spiffe``."""
+    endpoint_id: Annotated[str, Meta(max_length=2048)] | None = None
+    """``https_spiffe``: the SPIFFE ID that the endpoint must show."""
+    bundle: Annotated[str, Meta(max_length=1_000_000)] | None = None
+    """``https_spiffe``: the bundle to begin with, PEM or SPIFFE JWKS."""
+
+
+class Federation(Response, kw_only=True):
+    """One federated trust domain, and how its bundle is kept up to date."""
+
+    trust_domain: str
+    url: str
+    profile: str
+    endpoint_id: str | None
+    state: str
+    """``waiting`` (no bundle yet), ``ok``, ``stale``: not refreshed for several of its refresh hints."""
+    sequence: int | None
+    refresh_hint: int
+    anchors: int
+    jwt_keys: int
+    fetched_at: str | None
+    tried_at: str | None
+    problem: str | None
+    created_at: str
+
+
+class FederationList(Response, kw_only=True):
+    """Every federated trust domain."""
+
+    items: list[Federation]
 
 
 # --- log --------------------------------------------------------------------------------------------------------------------------------

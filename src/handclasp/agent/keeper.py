@@ -20,7 +20,7 @@ from handclasp.agent.decide import FAR, Action, Ask, Decision, Deliver, Held, Is
 from handclasp.agent.deliver import Content, deliver
 from handclasp.agent.generations import File
 from handclasp.agent.look import Interrupted, Wait
-from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState
+from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState, target_condition
 from handclasp.client import renewal
 from handclasp.client.api import ApiClient, Credential
 from handclasp.client.csr import new_request
@@ -107,10 +107,19 @@ class Keeper:
             not_after=rfc3339(view.held.not_after) if view.held else None,
             renew_at=rfc3339(view.held.renew_at) if view.held else None,
             state=condition(view, now),
-            targets=[target.name for target in self.managed.targets],
+            targets=[self._tell_target(name, state, view.held.sha256 if view.held else None) for name, state in self._targets().items()],
             rotations=self.state.rotations,
             last_success=rfc3339(self.state.last_success) if self.state.last_success else None,
             last_failure="\n".join(problems)[:2000] or None,
+        )
+
+    def _tell_target(self, name: str, state: TargetState, sha256: str | None) -> wire.AgentTarget:
+        return wire.AgentTarget(
+            name=name[:1024],
+            state=target_condition(state, sha256),
+            sha256=state.certificate or None,
+            last_success=rfc3339(state.last_success) if state.last_success else None,
+            last_failure=state.last_failure[:2000] or None,
         )
 
     def _targets(self) -> dict[str, TargetState]:

@@ -71,6 +71,13 @@ class TargetState(msgspec.Struct, kw_only=True):
     last_failure: str = ""
 
 
+def target_condition(target: TargetState, sha256: str | None) -> str:
+    """Return ``failed``, ``ok`` or ``pending``: whether a target is known to hold the certificate that is held."""
+    if target.failures:
+        return "failed"
+    return "ok" if sha256 is not None and target.certificate == sha256 else "pending"
+
+
 class IdentityState(msgspec.Struct, kw_only=True):
     """``state.json`` of one identity."""
 

@@ -10,7 +10,7 @@ from handclasp.agent import keeper
 from handclasp.agent.config import Config, Managed, load_config
 from handclasp.agent.decide import Deliver, Held, Issue, TargetView, View, condition, decide
 from handclasp.agent.loop import state_directory
-from handclasp.agent.state import IdentityState, IdentityStore, Obtained, StateDirectory
+from handclasp.agent.state import IdentityState, IdentityStore, Obtained, StateDirectory, target_condition
 from handclasp.clock import Clock, rfc3339, system_clock
 from handclasp.errors import HandclaspError, Kind
 
@@ -166,7 +166,7 @@ def _identity_status(name: str, store: IdentityStore, now: int) -> IdentityStatu
         targets=[
             TargetStatus(
                 name=target_name,
-                state="failed" if target.failures else "ok" if held and target.certificate == held.sha256 else "pending",
+                state=target_condition(target, held.sha256 if held else None),
                 sha256=target.certificate or None,
                 last_success=rfc3339(target.last_success) if target.last_success else None,
                 last_failure=target.last_failure or None,

@@ -174,6 +174,62 @@ agent = Table(
     Column("last_contact_at", BigInteger),
     Column("address", Text),
     Column("report", Text, nullable=False, server_default="[]", comment="JSON list of wire.AgentIdentity"),
+    Column("evidence", Text, comment="what it last enrolled with: JSON {rule, method, subject}; null for a token"),
+)
+
+jwt_key = Table(
+    "jwt_key",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("trust_domain", Text, nullable=False),
+    Column("key_uri", Text, nullable=False),
+    Column("jwk", Text, nullable=False, comment="JSON, the public key"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("active_at", BigInteger, nullable=False, comment="signs from here on: published well before"),
+    Column("retired_at", BigInteger, comment="signs no more from here on"),
+    Column("removed_at", BigInteger, comment="left the bundle"),
+    comment="Keys that sign JWT-SVIDs.",
+)
+Index("ix_jwt_key_trust_domain", jwt_key.c.trust_domain)
+
+federation = Table(
+    "federation",
+    metadata,
+    Column("trust_domain", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("profile", Text, nullable=False, comment="https_web | https_spiffe"),
+    Column("endpoint_id", Text),
+    Column("bundle", Text, nullable=False, server_default="", comment="JWKS; empty until there is one"),
+    Column("sequence", BigInteger),
+    Column("refresh_hint", Integer, nullable=False, comment="seconds"),
+    Column("fetched_at", BigInteger),
+    Column("tried_at", BigInteger),
+    Column("problem", Text),
+    Column("created_at", BigInteger, nullable=False),
+    comment="Other trust domains whose bundles are fetched and handed to agents; never merged with ours.",
+)
+
+rotation = Table(
+    "rotation",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("what", Text, nullable=False, comment="JSON {all | identity | authority}"),
+    Column("reason", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("log_index", BigInteger),
+)
+Index("ix_rotation_created_at", rotation.c.created_at, rotation.c.id)
+
+rotation_item = Table(
+    "rotation_item",
+    metadata,
+    Column("rotation_id", Text, primary_key=True),
+    Column("sha256", LargeBinary, primary_key=True),
+    comment="The certificates that a rotation is to replace.",
+    sqlite_with_rowid=False,
 )
 
 log_head = Table(

@@ -1,0 +1,1 @@
+"""SPIFFE: the bundle endpoint of our trust domains, and the bundles of others (SPIFFE Federation)."""

@@ -1,0 +1,69 @@
+"""Evidence of agents, keys of JWT-SVIDs, federated trust domains, rotations."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Apply."""
+    with op.batch_alter_table("agent") as batch_op:
+        batch_op.add_column(
+            sa.Column(
+                "evidence", sa.Text(), nullable=True, comment="what it last enrolled with: JSON {rule, method, subject}; null for a token"
+            )
+        )
+    op.create_table(
+        "jwt_key",
+        sa.Column("kid", sa.Text(), nullable=False),
+        sa.Column("trust_domain", sa.Text(), nullable=False),
+        sa.Column("key_uri", sa.Text(), nullable=False),
+        sa.Column("jwk", sa.Text(), nullable=False, comment="JSON, the public key"),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("active_at", sa.BigInteger(), nullable=False, comment="signs from here on: published well before"),
+        sa.Column("retired_at", sa.BigInteger(), nullable=True, comment="signs no more from here on"),
+        sa.Column("removed_at", sa.BigInteger(), nullable=True, comment="left the bundle"),
+        sa.PrimaryKeyConstraint("kid", name=op.f("pk_jwt_key")),
+    )
+    op.create_index("ix_jwt_key_trust_domain", "jwt_key", ["trust_domain"])
+    op.create_table(
+        "federation",
+        sa.Column("trust_domain", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("profile", sa.Text(), nullable=False, comment="https_web | https_spiffe"),
+        sa.Column("endpoint_id", sa.Text(), nullable=True),
+        sa.Column("bundle", sa.Text(), server_default="", nullable=False, comment="JWKS; empty until there is one"),
+        sa.Column("sequence", sa.BigInteger(), nullable=True),
+        sa.Column("refresh_hint", sa.Integer(), nullable=False, comment="seconds"),
+        sa.Column("fetched_at", sa.BigInteger(), nullable=True),
+        sa.Column("tried_at", sa.BigInteger(), nullable=True),
+        sa.Column("problem", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("trust_domain", name=op.f("pk_federation")),
+    )
+    op.create_table(
+        "rotation",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("what", sa.Text(), nullable=False, comment="JSON {all | identity | authority}"),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("ends_at", sa.BigInteger(), nullable=False),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("log_index", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_rotation")),
+    )
+    op.create_index("ix_rotation_created_at", "rotation", ["created_at", "id"])
+    op.create_table(
+        "rotation_item",
+        sa.Column("rotation_id", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("rotation_id", "sha256", name=op.f("pk_rotation_item")),
+        sqlite_with_rowid=False,
+    )
