@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from handclasp.cli import terminal
-from handclasp.cli.command import State
 from handclasp.cli.files import read_text
 
 T = TypeVar("T")
@@ -64,7 +63,15 @@ class Api:
         return answer
 
 
-def connect(state: State, **credentials: Any) -> Api:
+class Options(Protocol):
+    """The options that say which server is meant."""
+
+    url: str | None
+    token_file: str | None
+    ca: str | None
+
+
+def connect(state: Options, **credentials: Any) -> Api:
     """Return a connection for the options in ``state``; ``credentials`` (a client certificate) replace the token.
 
     Raises ``bad_setting`` when the settings name nothing that can be used.
@@ -79,7 +86,7 @@ def open_api(settings: Any, **options: Any) -> Api:
     return Api(client)
 
 
-def resolve(state: State) -> Any:
+def resolve(state: Options) -> Any:
     """Return the client's settings: options first, then environment and configuration file. Raises ``bad_setting``."""
     from handclasp.client.settings import ClientSettings
 

@@ -87,7 +87,9 @@ class ApiClient:
         self._token = token
         self._timeout = timeout
         self._sleep, self._attempts = sleep, attempts
-        self._connections = Connections(self.url, ca=ca, credential=credential, timeout=timeout, context=context)
+        self._connections = Connections(
+            self.url, ca=ca, credential=credential, timeout=timeout, context=context, find_bundle=self._find_bundle
+        )
         self._random = random.SystemRandom()
 
     def __enter__(self) -> ApiClient:
@@ -99,6 +101,11 @@ class ApiClient:
     def close(self) -> None:
         """Close the idle connections; the client may be used again."""
         self._connections.close()
+
+    def _find_bundle(self, fingerprint: str) -> str:
+        from handclasp.client.first_contact import fetch_bundle
+
+        return fetch_bundle(self.url, fingerprint, timeout=self._timeout).pem
 
     def with_credential(self, credential: CredentialSource) -> ApiClient:
         """Return a client for the same server that shows ``credential`` and no token: a certificate is renewed by its holder."""

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -44,8 +45,16 @@ class Connections:
     """A small pool. :meth:`exchange` may be called from several threads at once."""
 
     def __init__(
-        self, url: str, *, ca: str | None, credential: CredentialSource | None, timeout: float, context: ssl.SSLContext | None = None
+        self,
+        url: str,
+        *,
+        ca: str | None,
+        credential: CredentialSource | None,
+        timeout: float,
+        context: ssl.SSLContext | None = None,
+        find_bundle: Callable[[str], str] | None = None,
     ) -> None:
+        """``find_bundle`` turns the ``sha256:`` fingerprint of a root, where ``ca`` is one, into the server's trust bundle (PEM)."""
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
             raise HandclaspError(Kind.BAD_SETTING, f"{url!r} is not a server's address", hint="write it like https://ca.example.org:8443")
@@ -55,7 +64,7 @@ class Connections:
             raise HandclaspError(Kind.BAD_SETTING, f"{url!r} has no usable port") from error
         self._url, self._host = url, parts.hostname
         self._ca, self._credential, self._timeout = ca, credential, timeout
-        self._given = context
+        self._given, self._find_bundle = context, find_bundle
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPSConnection] = []
         self._context: ssl.SSLContext | None = None
@@ -162,11 +171,9 @@ class Connections:
         return context
 
     def _trust_text(self, ca: str) -> bytes:
-        if ca.startswith("sha256:"):
+        if ca.startswith("sha256:") and self._find_bundle is not None:
             if not self._pinned:
-                from handclasp.client.first_contact import fetch_bundle
-
-                self._pinned = fetch_bundle(self._url, ca, timeout=self._timeout).pem
+                self._pinned = self._find_bundle(ca)
             return self._pinned.encode()
         if ca.startswith("-----BEGIN"):
             return ca.encode()

@@ -13,6 +13,7 @@ import ssl
 
 import msgspec
 
+from handclasp.client.connections import Connections, unverified_context
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.chains import split_pem
 
@@ -46,24 +47,34 @@ def fetch_bundle(url: str, fingerprint: str, *, timeout: float = 30) -> Bundle:
     Raises ``verify_failed`` when the server shows no such root, or has no certificate under it; ``bad_certificate`` when what it shows is
     no bundle; ``unavailable`` when it is not there.
     """
-    from handclasp.client.api import ApiClient, unverified_context
-
     wanted = parse_fingerprint(fingerprint)
-    with ApiClient(url, context=unverified_context(), timeout=timeout) as stranger:
-        shown = stranger.call("GET", "/v1/bundles", response=Bundles)
-    root = _find(shown, wanted)
+    root = _find(_ask(url, timeout, context=unverified_context()), wanted)
     if root is None:
         raise HandclaspError(
             Kind.VERIFY_FAILED,
             f"the server at {url} shows no root with the fingerprint {fingerprint}",
             hint="compare it with `handclasp ca show` on the server; if they are the same, someone is in between",
         )
-    with ApiClient(url, ca=ssl.DER_cert_to_PEM_cert(root), timeout=timeout) as client:
-        verified = client.call("GET", "/v1/bundles", response=Bundles)
-    for item in verified.items:
+    for item in _ask(url, timeout, ca=ssl.DER_cert_to_PEM_cert(root)).items:
         if item.pem and root in split_pem(item.pem):
             return item
     raise HandclaspError(Kind.VERIFY_FAILED, f"the server at {url} no longer shows the root {fingerprint}")
+
+
+def _ask(url: str, timeout: float, *, ca: str | None = None, context: ssl.SSLContext | None = None) -> Bundles:
+    connections = Connections(url.rstrip("/"), ca=ca, credential=None, timeout=timeout, context=context)
+    try:
+        reply = connections.exchange("GET", "/v1/bundles", None, {"Accept": "application/json", "User-Agent": "handclasp"})
+    finally:
+        connections.close()
+    if reply.status != 200:
+        raise HandclaspError(Kind.UNAVAILABLE, f"{url} answered with status {reply.status}", hint="is this its address?")
+    try:
+        return msgspec.json.decode(reply.body, type=Bundles)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HandclaspError(
+            Kind.UNAVAILABLE, f"{url} answered something that is not a Handclasp answer: {error}", hint="is this its address?"
+        ) from error
 
 
 def _find(bundles: Bundles, wanted: bytes) -> bytes | None:
