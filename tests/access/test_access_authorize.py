@@ -343,6 +343,21 @@ def test_the_server_has_its_own_names_and_nothing_else() -> None:
     assert isinstance(check_scope(server, "log:read"), Refused)
 
 
+def test_the_servers_own_spiffe_id_is_nobody_elses() -> None:
+    """It says which server a bundle endpoint is: whoever else had it could stand in its place."""
+    server = ServerPrincipal("td", dns=("ca.example.org",))
+    own = plan("spiffe://td/handclasp/server", dns=("ca.example.org",))
+    check(authorize(server, own, circumstances(), EMPTY), "server")
+    check(authorize(server, plan("spiffe://td/handclasp/server", profile="server"), circumstances(), POLICY), "not_allowed")
+    for other in ("spiffe://td/handclasp/other", "spiffe://other/handclasp/server", "spiffe://td/prod/web"):
+        check(authorize(server, plan(other), circumstances(), POLICY), "not_allowed")
+    check(authorize(server, plan("spiffe://td/handclasp/server", dns=("web.example.org",)), circumstances(), POLICY), "name_not_allowed")
+    wide = make_grant(identities=["spiffe://td/**"], dns=["*.example.org"])
+    for taken in ("spiffe://td/handclasp/server", "spiffe://td/handclasp/other"):
+        check(authorize(token(wide), plan(taken), circumstances(), Policy(grants=(wide,))), "name_not_allowed")
+        check(renew(certificate(taken), plan(taken), wide, Policy(grants=(wide,))), "name_not_allowed")
+
+
 def test_a_grant_that_leaves_no_choice_names_the_names() -> None:
     assert make_grant(dns=["web.example.org", "*.example.org"]).only_names == Names(WEB, dns=("web.example.org",))
     assert make_grant(identities=["spiffe://td/*"]).only_names is None

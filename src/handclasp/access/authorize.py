@@ -16,17 +16,28 @@ from handclasp.access.grants import (
     AgentRule,
     CertificateRule,
     Grant,
+    KubernetesRule,
     OidcRule,
     PrincipalRule,
     TokenRule,
     in_agent_space,
+    in_server_space,
     is_agent_identity,
     joint_grant,
+    server_identity,
     split_grant,
 )
 from handclasp.access.patterns import ANY_VALUE, NO_CLAIMS, Claims, claim_value
 from handclasp.access.policy import Policy
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, ServerPrincipal, TokenPrincipal
+from handclasp.access.principals import (
+    CertificatePrincipal,
+    EvidencePrincipal,
+    KubernetesPrincipal,
+    OidcPrincipal,
+    Principal,
+    ServerPrincipal,
+    TokenPrincipal,
+)
 from handclasp.errors import Kind
 from handclasp.pki.names import Names
 
@@ -107,6 +118,8 @@ def authorize(principal: Principal, plan: Planned, circumstances: Circumstances,
       began with (and by the token, where the policy's grant was a token's), while that is still there and still covers all of it; an
       agent's may also issue by it. A superseded certificate only renews.
     * An **OIDC** token has the grants of the policy whose issuer and claims fit.
+    * A **Kubernetes** service account has the grants of the policy whose cluster and names fit.
+    * **Evidence** of a machine gives the agent of its enrolment rule its own certificate, and nothing else.
     * One grant must cover everything. A deny rule beats all of them, except that nothing stands in the way of a revocation.
     """
     refused = _refused_to_everyone(principal, plan, circumstances, policy)
@@ -118,6 +131,10 @@ def authorize(principal: Principal, plan: Planned, circumstances: Circumstances,
         return _for_certificate(principal, plan, circumstances, policy)
     if isinstance(principal, OidcPrincipal):
         return _for_oidc(principal, plan, circumstances, policy)
+    if isinstance(principal, KubernetesPrincipal):
+        return _first(_fitting(policy, principal), principal.placeholders, plan, circumstances)
+    if isinstance(principal, EvidencePrincipal):
+        return _for_evidence(principal, plan, circumstances, policy)
     if isinstance(principal, ServerPrincipal):
         return _for_server(principal, plan, circumstances)
     return Refused(Kind.NOT_ALLOWED, "this kind of caller may not do anything")  # CVE-2026-30836: a switch without its default case
@@ -152,6 +169,8 @@ def _refused_to_everyone(principal: Principal, plan: Planned, circumstances: Cir
         refused = _changed_in_renewal(principal, plan)
         if refused is not None:
             return refused
+    if names.spiffe is not None and in_server_space(names.spiffe) and not isinstance(principal, ServerPrincipal):
+        return Refused(Kind.NAME_NOT_ALLOWED, f"{names.spiffe} is a name for this server itself")  # whoever has it answers in its place
     return _agent_names(plan)
 
 
@@ -245,10 +264,27 @@ def _for_oidc(principal: OidcPrincipal, plan: Planned, circumstances: Circumstan
     return answer
 
 
+def _for_evidence(principal: EvidencePrincipal, plan: Planned, circumstances: Circumstances, policy: Policy) -> Allowed | Refused:
+    """The agent's own certificate, under the one name that the rule, as it is now, makes of the facts."""
+    if principal.expires_at <= circumstances.now:
+        return Refused(Kind.NOT_AUTHENTICATED, "this evidence has ended")
+    rule = policy.enrolment_named(principal.rule)
+    if rule is None or rule.method != principal.method:
+        return Refused(Kind.NOT_ALLOWED, f"no enrolment rule {principal.rule} of the policy takes this evidence")
+    grant = rule.grant_for(principal.facts)
+    if grant is None:
+        return Refused(Kind.NOT_ALLOWED, f"{rule.grant_name} does not take this evidence")
+    step = _by_grant(grant, NO_CLAIMS, plan, circumstances)
+    return Allowed(grant.name) if step is None else step[1]
+
+
 def _for_server(principal: ServerPrincipal, plan: Planned, circumstances: Circumstances) -> Allowed | Refused:
-    """The server's own certificate: the profile ``server``, for names of its settings, and nothing else."""
+    """The server's own certificate, for names of its settings and nothing else: with its SPIFFE ID from the profile ``workload``, because an
+    X.509-SVID is for servers and clients (X509-SVID 4.4); without one from the profile ``server``.
+    """
     names = plan.names
-    if circumstances.action != "issue" or plan.profile.name != "server" or names.spiffe is not None or names.email:
+    expected = ("server", None) if names.spiffe is None else ("workload", server_identity(principal.trust_domain))
+    if circumstances.action != "issue" or (plan.profile.name, names.spiffe) != expected or names.email:
         return Refused(Kind.NOT_ALLOWED, "the server issues itself a server certificate and nothing else")
     if not set(names.dns) <= set(principal.dns) or not set(names.ip) <= set(principal.ip):
         return Refused(Kind.NAME_NOT_ALLOWED, "the server's own certificate has the names of its settings and no others")
@@ -260,7 +296,7 @@ def _for_server(principal: ServerPrincipal, plan: Planned, circumstances: Circum
 
 def _fitting(policy: Policy, principal: Principal) -> Iterable[Grant]:
     """Return the policy's grants of which a rule fits the principal, in the policy's order."""
-    return (grant for grant in policy.grants if any(_fits(rule, principal) for rule in grant.principals))
+    return (grant for grant in policy.all_grants if any(_fits(rule, principal) for rule in grant.principals))
 
 
 def _fits(rule: PrincipalRule, principal: Principal) -> bool:
@@ -274,6 +310,8 @@ def _fits(rule: PrincipalRule, principal: Principal) -> bool:
         if not isinstance(principal, OidcPrincipal) or principal.issuer != rule.issuer or not rule.claims:
             return False
         return all(pattern.matches(claim_value(principal.claims, claim)) for claim, pattern in rule.claims)
+    if isinstance(rule, KubernetesRule):
+        return isinstance(principal, KubernetesPrincipal) and rule.fits(principal.cluster, principal.namespace, principal.service_account)
     return isinstance(rule, TokenRule) and isinstance(principal, TokenPrincipal) and principal.name == rule.name
 
 

@@ -15,8 +15,10 @@
         reason: name_not_allowed
 
 A principal is ``certificate: IDENTITY`` (with ``profile`` and ``granted_by: policy:NAME`` beside it where a renewal needs them),
-``agent: {labels}``, ``oidc: {issuer, claims}`` or
+``agent: {labels}`` (also for workloads), ``evidence: {rule, facts}`` (what a machine proved to an enrolment rule),
+``oidc: {issuer, claims}``, ``kubernetes: {cluster, namespace, service_account}`` or
 ``token: {name, allow, allow_dns, allow_ip, allow_email, profiles, max_ttl, cidr, agent}``.
+A request with ``action: jwt`` is for a JWT-SVID.
 """
 
 from __future__ import annotations
@@ -25,16 +27,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
+from handclasp.access.authorize_jwt import DEFAULT_LIFETIME, JWT_ACTION, JwtAsked, authorize_jwt
 from handclasp.access.grants import Grant
 from handclasp.access.patterns import DnsPatterns, EmailPatterns, IdentityPatterns, Networks
 from handclasp.access.policy import Policy
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, Principal, TokenPrincipal
+from handclasp.access.principals import (
+    CertificatePrincipal,
+    EvidencePrincipal,
+    KubernetesPrincipal,
+    OidcPrincipal,
+    Principal,
+    TokenPrincipal,
+)
 from handclasp.access.yamlshape import Part, document_of
 from handclasp.clock import format_duration
 from handclasp.errors import Kind
 from handclasp.pki.names import Names, make_names
 from handclasp.pki.profiles import BUILT_IN, Profile
 
+_PRINCIPALS = ("certificate", "agent", "oidc", "kubernetes", "evidence", "token")
 _TOKEN_KEYS = ("name", "allow", "allow_dns", "allow_ip", "allow_email", "profiles", "max_ttl", "cidr", "agent")
 
 
@@ -108,6 +119,9 @@ def _answer(
     circumstances = Circumstances(request.action, request.source, None, origin, 0)
     if request.action == "revoke":
         return authorize(principal, request, circumstances, policy)
+    if request.action == JWT_ACTION:
+        asked = JwtAsked(request.names.identity, DEFAULT_LIFETIME if request.ttl is None else request.ttl, request.source)
+        return authorize_jwt(principal, asked, policy)
     profile = profiles.get(request.profile.name)
     if profile is None:
         return Refused(Kind.UNKNOWN_PROFILE, f"there is no profile {request.profile.name!r} (custom ones: --profiles FILE)")
@@ -145,9 +159,9 @@ def _request(part: Part) -> _Request:
 
 
 def _principal(part: Part, request: _Request, policy: Policy) -> tuple[Principal, Grant | None]:
-    kinds = [key for key in ("certificate", "agent", "oidc", "token") if key in part.value]
+    kinds = [key for key in _PRINCIPALS if key in part.value]
     if len(kinds) != 1:
-        part.problem("", "a principal is exactly one of certificate, agent, oidc and token")
+        part.problem("", f"a principal is exactly one of {', '.join(_PRINCIPALS)}")
         return _token(Part(part.document, part.problems, part.path, {})), None
     kind = kinds[0]
     part.keys(kind, *(["profile", "granted_by"] if kind == "certificate" else []))
@@ -155,6 +169,10 @@ def _principal(part: Part, request: _Request, policy: Policy) -> tuple[Principal
         return _token(part.part("token")), None
     if kind == "oidc":
         return _oidc(part.part("oidc"), policy), None
+    if kind == "kubernetes":
+        return _kubernetes(part.part("kubernetes")), None
+    if kind == "evidence":
+        return _evidence(part.part("evidence"), policy), None
     if kind == "agent":
         return _certificate("", request, labels=_labels(part.part("agent"))), None
     granted_by = part.text("granted_by") if "granted_by" in part.value else ""
@@ -188,6 +206,21 @@ def _oidc(part: Part, policy: Policy) -> OidcPrincipal:
     issuer = next((known.issuer for known in policy.oidc if known.name == named), named)
     claims = part.part("claims").value
     return OidcPrincipal(issuer, str(claims.get("sub", "")), claims, "case", 1 << 53)
+
+
+def _kubernetes(part: Part) -> KubernetesPrincipal:
+    part.keys("cluster", "namespace", "service_account")
+    return KubernetesPrincipal(part.text("cluster"), part.text("namespace"), part.text("service_account"), expires_at=1 << 53)
+
+
+def _evidence(part: Part, policy: Policy) -> EvidencePrincipal:
+    part.keys("rule", "facts")
+    name = part.text("rule")
+    rule = policy.enrolment_named(name)
+    facts = part.part("facts").value if "facts" in part.value else {}
+    if rule is not None and rule.method == "oidc":
+        facts = {"iss": getattr(rule.takes, "issuer", ""), **facts}
+    return EvidencePrincipal(rule.method if rule is not None else "", name, "case", facts, 1 << 53)
 
 
 def _token(part: Part) -> TokenPrincipal:

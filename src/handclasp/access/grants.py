@@ -11,6 +11,9 @@ from handclasp.pki.names import Names, make_names
 ACTIONS = frozenset({"issue", "renew", "revoke"})
 """Everything that can be asked of :func:`handclasp.access.authorize.authorize`. What is not here is refused."""
 
+GRANT_ACTIONS = ACTIONS | {"jwt"}
+"""Everything that a grant can allow; ``jwt`` is judged by :func:`handclasp.access.authorize_jwt.authorize_jwt`."""
+
 AGENT_PROFILE = "agent"
 
 
@@ -43,13 +46,27 @@ class OidcRule:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesRule:
+    """Fits a service account of one cluster; by its namespace and name where they are given."""
+
+    cluster: str
+    namespace: ClaimPattern | None = None
+    service_account: ClaimPattern | None = None
+
+    def fits(self, cluster: str, namespace: str, service_account: str) -> bool:
+        """Return whether it is this cluster, and both names are covered."""
+        pairs = ((self.namespace, namespace), (self.service_account, service_account))
+        return self.cluster == cluster and all(pattern is None or pattern.matches(text) for pattern, text in pairs)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRule:
     """Fits an access token by its name, when that token carries no grant of its own."""
 
     name: str
 
 
-PrincipalRule = CertificateRule | AgentRule | OidcRule | TokenRule
+PrincipalRule = CertificateRule | AgentRule | OidcRule | KubernetesRule | TokenRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +176,13 @@ def is_agent_identity(spiffe_id: str) -> bool:
 def in_agent_space(spiffe_id: str) -> bool:
     """Return whether the SPIFFE ID is below ``spiffe://TD/agent``, where nobody but agents has a name."""
     return spiffe_id.removeprefix("spiffe://").split("/", 2)[1:2] == ["agent"]
+
+
+def server_identity(trust_domain: str) -> str:
+    """Return the SPIFFE ID of this server itself, which its bundle endpoint shows (SPIFFE Federation 5.2.2)."""
+    return f"spiffe://{trust_domain}/handclasp/server"
+
+
+def in_server_space(spiffe_id: str) -> bool:
+    """Return whether the SPIFFE ID is below ``spiffe://TD/handclasp``, where nobody but this server has a name."""
+    return spiffe_id.removeprefix("spiffe://").split("/", 2)[1:2] == ["handclasp"]

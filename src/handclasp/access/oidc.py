@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from joserfc import jwk, jws
+from joserfc import jws
 from joserfc.errors import JoseError
 
 from handclasp.access.egress import check_url
+from handclasp.access.jwks import ALGORITHMS, json_object, read_keys
 from handclasp.access.policy import OidcIssuer, Policy
 from handclasp.access.principals import OidcPrincipal
 from handclasp.clock import Clock
@@ -30,20 +30,13 @@ verify TLS and read at most :data:`MAX_DOCUMENT` bytes."""
 
 MAX_TOKEN = 16 * 1024
 MAX_DOCUMENT = 256 * 1024  # bytes: the largest public key set known to us is 20 KB
-MAX_KEYS = 100
 LEEWAY = 30  # seconds between clocks
 REFRESH = 600  # seconds a key set is taken for current
 COOLDOWN = 30  # seconds between two fetches, so that tokens with made-up key ids cannot be turned into a flood upon the issuer
 STALE = 3600  # seconds a key set may be used while its issuer cannot be reached
 FETCH_TIMEOUT = 10  # seconds for both documents together
 
-# RFC 7518 section 3.1, RFC 8037, RFC 9864. Never "none", and never a symmetric one: a published key would be the shared secret
-# (CVE-2015-9235).
-ALGORITHMS: Mapping[str, str] = {"RS256": "RSA", "ES256": "P-256", "ES384": "P-384", "EdDSA": "Ed25519", "Ed25519": "Ed25519"}
-"""Every signature algorithm that is taken, and the kind of key that it goes with."""
-
 _PART = re.compile(r"[A-Za-z0-9_-]+")
-_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 
 
 class _Registry(jws.JWSRegistry):
@@ -78,18 +71,18 @@ class OidcVerifier:
         self._clock = clock
         self._insecure = insecure
         self._issuers: dict[str, OidcIssuer] = {}
-        self._sets: dict[tuple[str, str | None], _KeySet] = {}
+        self._sets: dict[tuple[str, str | None, str | None], _KeySet] = {}
         self.use(issuers)
 
     def use(self, issuers: tuple[OidcIssuer, ...] | Policy) -> None:
         """Take the issuers of a new policy; the keys of those that stay are kept."""
         listed = issuers.oidc if isinstance(issuers, Policy) else issuers
         self._issuers = {issuer.issuer: issuer for issuer in listed}
-        wanted = {(issuer.issuer, issuer.jwks_url) for issuer in listed}
+        wanted = {(issuer.issuer, issuer.jwks_url, issuer.jwks) for issuer in listed}
         self._sets = {key: self._sets.get(key) or _KeySet() for key in wanted}
 
-    async def verify(self, token: str) -> OidcPrincipal:
-        """Return the workload that the token proves.
+    async def verify(self, token: str, *, audiences: tuple[str, ...] | None = None) -> OidcPrincipal:
+        """Return the workload that the token proves; ``audiences`` are taken in the place of the issuer's in the policy.
 
         Raises ``not_authenticated`` with what is wrong with it, ``too_large``, ``unavailable`` when the issuer's keys cannot be had.
         Whether it was used before is for the ledger to say (``Write.spend_jwt``).
@@ -114,13 +107,15 @@ class OidcVerifier:
         # 5 the signature
         claims = _verified(token, key, algorithm)
         # 6 the claims
-        return _principal(issuer, claims, self._clock())
+        return _principal(issuer, audiences or (issuer.audience,), claims, self._clock())
 
     async def _key(self, issuer: OidcIssuer, kid: Any, algorithm: str) -> Any:
         if not isinstance(kid, str) or not kid or len(kid) > 512:
             raise _not("it does not name its key (kid)")
-        known = self._sets.setdefault((issuer.issuer, issuer.jwks_url), _KeySet())
-        if not 0 <= self._clock() - known.fetched_at < REFRESH * 1000 or kid not in known.keys:
+        known = self._sets.setdefault((issuer.issuer, issuer.jwks_url, issuer.jwks), _KeySet())
+        if issuer.jwks is not None:  # written down in the policy, where it was read already: there is nothing to fetch
+            known.keys = known.keys or read_keys(issuer.jwks.encode())
+        elif not 0 <= self._clock() - known.fetched_at < REFRESH * 1000 or kid not in known.keys:
             await self._refresh(issuer, known, kid)
         found = known.keys.get(kid)
         if found is None:
@@ -142,7 +137,7 @@ class OidcVerifier:
             known.tried_at = now
             try:
                 async with asyncio.timeout(FETCH_TIMEOUT):
-                    known.keys = _read_keys(await self._get(await self._jwks_url(issuer)))
+                    known.keys = read_keys(await self._get(await self._jwks_url(issuer)))
                 known.fetched_at = now
             except Exception:  # whatever a fetcher raises, it means one thing: the keys are not to be had
                 self._make_do(issuer, known, now)
@@ -159,7 +154,7 @@ class OidcVerifier:
         if issuer.jwks_url is not None:
             return issuer.jwks_url
         # OpenID Connect Discovery 1.0 section 4: a slash at the issuer's end is taken off first, and the issuer in the answer is equal.
-        metadata = _object(await self._get(issuer.issuer.removesuffix("/") + "/.well-known/openid-configuration"))
+        metadata = json_object(await self._get(issuer.issuer.removesuffix("/") + "/.well-known/openid-configuration"))
         url = metadata.get("jwks_uri")
         if metadata.get("issuer") != issuer.issuer or not isinstance(url, str):
             raise HandclaspError(Kind.UNAVAILABLE, "the issuer's metadata is not its own")
@@ -178,13 +173,6 @@ class OidcVerifier:
 
 def _not(why: str) -> HandclaspError:
     return HandclaspError(Kind.NOT_AUTHENTICATED, f"the identity token is refused: {why}")
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    found = msgspec.json.decode(data)
-    if not isinstance(found, dict):
-        raise HandclaspError(Kind.UNAVAILABLE, "the issuer's answer is not a JSON object")
-    return found
 
 
 def _decode(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,14 +207,14 @@ def _verified(token: str, key: Any, algorithm: str) -> dict[str, Any]:
     return claims
 
 
-def _principal(issuer: OidcIssuer, claims: dict[str, Any], now: int) -> OidcPrincipal:
+def _principal(issuer: OidcIssuer, accepted: tuple[str, ...], claims: dict[str, Any], now: int) -> OidcPrincipal:
     # iss: the verified one, exactly
     if claims.get("iss") != issuer.issuer:
         raise _not("its issuer is not in the policy")
     # aud: one text, or a list of which one is ours; nothing that merely contains it
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    if not any(isinstance(one, str) and one == issuer.audience for one in audiences):
+    if not any(isinstance(one, str) and one in accepted for one in audiences):
         raise _not("it is for another audience")
     # exp and iat: there, and right
     expires, issued = _time(claims, "exp"), _time(claims, "iat")
@@ -259,44 +247,3 @@ def _time(claims: dict[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 40:
         return None
     return value
-
-
-def _read_keys(data: bytes) -> dict[str, tuple[str, Any]]:
-    """Return the keys of a JWKS (RFC 7517) that can verify our algorithms, by ``kid``. Others are passed over; none at all is an error."""
-    listed = _object(data).get("keys")
-    if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise HandclaspError(Kind.UNAVAILABLE, "the issuer's answer is not a key set")
-    keys: dict[str, tuple[str, Any]] = {}
-    for item in listed:
-        found = _read_key(item) if isinstance(item, dict) else None
-        if found is not None and item["kid"] not in keys:
-            keys[item["kid"]] = found
-    if not keys:
-        raise HandclaspError(Kind.UNAVAILABLE, "the issuer's key set has no key that can be used")
-    return keys
-
-
-def _read_key(item: dict[str, Any]) -> tuple[str, Any] | None:
-    if not isinstance(item.get("kid"), str) or item.get("use", "sig") != "sig":
-        return None
-    kty = item.get("kty")
-    if kty not in ("RSA", "EC", "OKP"):
-        return None
-    public: Any = {name: item[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in item}
-    try:
-        key = jwk.import_key(public, kty)
-        kind = _kind(key.get_op_key("verify"))
-    except Exception:  # one odd key must not take the others away, and libraries raise all sorts for one
-        return None
-    declared = item.get("alg")
-    if kind is None or (declared is not None and ALGORITHMS.get(str(declared)) != kind):
-        return None
-    return kind, key
-
-
-def _kind(key: Any) -> str | None:
-    if isinstance(key, rsa.RSAPublicKey):
-        return "RSA" if 2048 <= key.key_size <= 8192 else None
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return _CURVES.get(key.curve.name)
-    return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else None

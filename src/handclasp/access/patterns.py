@@ -154,6 +154,11 @@ class Patterns(ABC):
         """Whether any pattern needs claims."""
         return bool(self._templates)
 
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """The claims that the patterns need."""
+        return frozenset(claim for template in self._templates for claim in template.claims)
+
     def __bool__(self) -> bool:
         return bool(self.texts)
 

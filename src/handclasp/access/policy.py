@@ -5,6 +5,8 @@
     version: 1
     oidc:
       - {name: cluster-a, issuer: https://oidc.example.org, audience: handclasp, single_use: false}
+    clusters:                            # Kubernetes clusters: see clusterrules
+      - {name: Kubernetes, issuer: https://kubernetes.default.svc.cluster.local, jwks_url: https://10.0.0.1:6443/openid/v1/jwks}
     grants:
       - name: web-prod
         principals:                      # any one of these
@@ -12,6 +14,9 @@
           - agent: {role: web}           # an agent with all of these labels
           - oidc: cluster-a
             claims: {kubernetes.io.namespace: prod}
+          - kubernetes: Kubernetes       # a service account of that cluster
+            namespace: prod
+            service_account: [web, api]
           - token: web-bootstrap         # a token that carries no grant of its own
         identities: [spiffe://example.org/prod/*]
         dns: [web.example.org]
@@ -20,6 +25,8 @@
         from: [10.0.0.0/8]
         actions: [issue]
         renew: true
+    enrolment: []                        # which evidence makes an agent: see enrolment
+    workloads: []                        # which process of an agent's host may be who: see workloads
     deny:
       - {name: frozen, identities: [spiffe://example.org/prod/ledger], reason: change freeze}
 """
@@ -33,8 +40,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from handclasp.access.grants import ACTIONS, AgentRule, CertificateRule, Grant, OidcRule, PrincipalRule, TokenRule
+from handclasp.access.clusterrules import PLACEHOLDERS, Cluster, cluster_meaning, kubernetes_rule, parse_clusters
+from handclasp.access.enrolment import EnrolmentRule, read_enrolment
+from handclasp.access.grants import GRANT_ACTIONS, AgentRule, CertificateRule, Grant, KubernetesRule, OidcRule, PrincipalRule, TokenRule
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
+from handclasp.access.workloads import Workload, read_workloads
 from handclasp.access.yamlshape import Part, document_of
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
@@ -69,6 +79,8 @@ class OidcIssuer:
     audience: str
     jwks_url: str | None = None
     single_use: bool = False
+    jwks: str | None = None
+    """The key set itself, as JSON text, where it is not fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,11 @@ class Policy:
     text: str = ""
     sha256: bytes = field(default=hashlib.sha256(b"").digest())
     """Of the text in UTF-8."""
+    clusters: tuple[Cluster, ...] = ()
+    enrolment: tuple[EnrolmentRule, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    all_grants: tuple[Grant, ...] = field(init=False, repr=False, compare=False)
+    """Those that are written as grants, and then those that the workloads mean."""
     _denied: DenyRule = field(init=False, repr=False, compare=False)
     """All deny rules as one, so that what none of them denies is told quickly."""
 
@@ -88,6 +105,7 @@ class Policy:
         identities = [text for rule in self.deny for text in rule.identities.texts]
         dns = [text for rule in self.deny for text in rule.dns.texts]
         object.__setattr__(self, "_denied", DenyRule("", IdentityPatterns(identities), DnsPatterns(dns)))
+        object.__setattr__(self, "all_grants", (*self.grants, *(workload.grant for workload in self.workloads)))
 
     def denied(self, names: Names) -> tuple[DenyRule, str] | None:
         """Return the first rule that denies one of the names, and that name; None when no rule does."""
@@ -96,8 +114,12 @@ class Policy:
         return next((rule, name) for rule in self.deny if (name := rule.denied(names)) is not None)
 
     def grant_named(self, name: str) -> Grant | None:
-        """Return the grant ``policy:NAME``, or None when it is not there (any more)."""
-        return next((grant for grant in self.grants if grant.name == name), None)
+        """Return the grant ``policy:NAME`` or ``workload:NAME``, or None when it is not there (any more)."""
+        return next((grant for grant in self.all_grants if grant.name == name), None)
+
+    def enrolment_named(self, name: str) -> EnrolmentRule | None:
+        """Return the enrolment rule of this name, or None when it is not there (any more)."""
+        return next((rule for rule in self.enrolment if rule.name == name), None)
 
 
 EMPTY = Policy()
@@ -107,19 +129,36 @@ EMPTY = Policy()
 def parse_policy(text: str, source: str = "policy.yaml") -> Policy:
     """Return the policy that ``text`` says. Raises one ``bad_policy`` with every mistake as ``source:line: message``."""
     top = document_of(text, source, Kind.BAD_POLICY)
-    top.keys("version", "oidc", "grants", "deny")
+    top.keys("version", "oidc", "clusters", "grants", "deny", "enrolment", "workloads")
     if top.value.get("version") != 1:
         top.problem("version", "the version must be 1")
     issuers = [_oidc_issuer(part) for part in top.parts("oidc")]
     _unique(top.parts("oidc", quiet=True), "name")
     _unique(top.parts("oidc", quiet=True), "issuer")
     by_name = {issuer.name: issuer for issuer in issuers}
-    grants = [_grant(part, by_name) for part in top.parts("grants")]
+    clusters = parse_clusters(top)
+    known = frozenset(cluster.name for cluster in clusters)
+    grants = [_grant(part, by_name, known) for part in top.parts("grants")]
     _unique(top.parts("grants", quiet=True), "name")
     deny = [_deny(part) for part in top.parts("deny")]
     _unique(top.parts("deny", quiet=True), "name")
+    enrolment = read_enrolment(top, {issuer.name: issuer.issuer for issuer in issuers}, known)
+    workloads = read_workloads(top)
     top.problems.raise_if_any()
-    return Policy(tuple(grants), tuple(deny), tuple(issuers), text, hashlib.sha256(text.encode()).digest())
+    digest = hashlib.sha256(text.encode()).digest()
+    return Policy(
+        tuple(grants), tuple(deny), tuple(issuers), text, digest, clusters=clusters, enrolment=enrolment, workloads=workloads
+    )
+
+
+_PRINCIPALS: Mapping[str, tuple[str, ...]] = {
+    "certificate": (),
+    "agent": (),
+    "oidc": ("claims",),
+    "kubernetes": ("namespace", "service_account"),
+    "token": (),
+}
+"""Every kind of principal in a grant, and what stands beside it."""
 
 
 def _unique(parts: Iterable[Part], key: str) -> None:
@@ -147,14 +186,14 @@ def _oidc_issuer(part: Part) -> OidcIssuer:
     )
 
 
-def _grant(part: Part, issuers: Mapping[str, OidcIssuer]) -> Grant:
+def _grant(part: Part, issuers: Mapping[str, OidcIssuer], clusters: frozenset[str]) -> Grant:
     part.keys("name", "principals", "identities", "dns", "ip", "email", "profiles", "max_ttl", "from", "actions", "renew")
     name = part.name()
-    rules = [_principal(rule, issuers) for rule in part.parts("principals", required=True)]
+    rules = [_principal(rule, issuers, clusters) for rule in part.parts("principals", required=True)]
     kept = tuple(rule for rule in rules if rule is not None)
     actions = frozenset(part.texts("actions")) or frozenset({"issue"})
-    for action in sorted(actions - ACTIONS):
-        part.problem("actions", f"{action!r} is not one of {', '.join(sorted(ACTIONS))}")
+    for action in sorted(actions - GRANT_ACTIONS):
+        part.problem("actions", f"{action!r} is not one of {', '.join(sorted(GRANT_ACTIONS))}")
     if not any(part.value.get(key) for key in ("identities", "dns", "ip", "email")):
         part.problem("name", "a grant names identities, dns, ip or email: without any it allows nothing")
     grant = Grant(
@@ -175,22 +214,28 @@ def _grant(part: Part, issuers: Mapping[str, OidcIssuer]) -> Grant:
         patterns.has_placeholders for patterns in (grant.identities, grant.dns, grant.email)
     ):
         part.problem("principals", "a token has no claims to fill placeholders with")
+    if kept and all(isinstance(rule, KubernetesRule) for rule in kept):
+        wanted = grant.identities.placeholders | grant.dns.placeholders | grant.email.placeholders
+        for name in sorted(wanted - PLACEHOLDERS):
+            part.problem("principals", f"a service account fills {', '.join(sorted(PLACEHOLDERS))}, and not {{{name}}}")
     return grant
 
 
-def _principal(part: Part, issuers: Mapping[str, OidcIssuer]) -> PrincipalRule | None:
-    kinds = [key for key in ("certificate", "agent", "oidc", "token") if key in part.value]
+def _principal(part: Part, issuers: Mapping[str, OidcIssuer], clusters: frozenset[str]) -> PrincipalRule | None:
+    kinds = [key for key in _PRINCIPALS if key in part.value]
     if len(kinds) != 1:
-        part.problem("", "a principal is exactly one of certificate, agent, oidc and token")
+        part.problem("", f"a principal is exactly one of {', '.join(_PRINCIPALS)}")
         return None
     kind = kinds[0]
-    part.keys(kind, *(["claims"] if kind == "oidc" else []))
+    part.keys(kind, *_PRINCIPALS[kind])
     if kind == "token":
         return TokenRule(part.text("token"))
     if kind == "agent":
         return _agent_rule(part)
     if kind == "oidc":
         return _oidc_rule(part, issuers)
+    if kind == "kubernetes":
+        return kubernetes_rule(part, clusters)
     return part.attempt("certificate", lambda: _certificate_rule(part.text("certificate")))
 
 
@@ -280,6 +325,10 @@ def _meaning(policy: Policy) -> dict[str, str]:
     for issuer in policy.oidc:
         meaning = {"issuer": issuer.issuer, "audience": issuer.audience, "jwks_url": issuer.jwks_url, "single_use": issuer.single_use}
         parts[f"oidc {issuer.name}"] = _without_empty(meaning)
+    for cluster in policy.clusters:
+        parts[f"cluster {cluster.name}"] = _without_empty(cluster_meaning(cluster))
+    parts |= {f"enrolment {rule.name}": _without_empty(rule.meaning()) for rule in policy.enrolment}
+    parts |= {f"workload {workload.name}": _without_empty(workload.meaning()) for workload in policy.workloads}
     return {subject: msgspec.json.encode(meaning, order="sorted").decode() for subject, meaning in parts.items()}
 
 
@@ -310,6 +359,9 @@ def _rule_meaning(rule: PrincipalRule) -> dict[str, Any]:
         return {"agent": dict(rule.labels)}
     if isinstance(rule, OidcRule):
         return {"oidc": rule.provider, "claims": {claim: pattern.value for claim, pattern in rule.claims}}
+    if isinstance(rule, KubernetesRule):
+        names = (("namespace", rule.namespace), ("service_account", rule.service_account))
+        return {"kubernetes": rule.cluster} | {key: pattern.value for key, pattern in names if pattern is not None}
     return {"token": rule.name}
 
 

@@ -128,6 +128,102 @@ class OidcPrincipal:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesPrincipal:
+    """A service account of a cluster that the policy names, proven by its token, or by that of a node's proxy (``via``)."""
+
+    cluster: str
+    namespace: str
+    service_account: str
+    pod_name: str | None = None
+    pod_uid: str | None = None
+    node_name: str | None = None
+    node_uid: str | None = None
+    expires_at: int = 0
+    """When the token ends, in ms, with the leeway between clocks."""
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    """Of the token; none where another one asked for it."""
+    via: KubernetesPrincipal | None = None
+    """The proxy of the node that asks for one of the node's pods."""
+
+    kind = "kubernetes"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Nothing of the API: such a token obtains certificates only."""
+        return _NO_SCOPES
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What it fills in the patterns of a grant."""
+        return {"cluster": self.cluster, "namespace": self.namespace, "service_account": self.service_account}
+
+    @property
+    def caller(self) -> str:
+        """Who calls, for limits: the pod itself, for all pods of a node's proxy, or of a deployment, share one service account."""
+        asking = self.via or self
+        return f"kubernetes:{asking.cluster}/{asking.namespace}/{asking.service_account}/{asking.pod_uid or ''}"
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        asking = f" via {self.via.namespace}/{self.via.service_account}" if self.via is not None else ""
+        return f"kubernetes:{self.cluster}/{self.namespace}/{self.service_account}{asking}"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        asking = self.via or self
+        who = {"kind": "kubernetes", "cluster": self.cluster, "namespace": self.namespace, "service_account": self.service_account}
+        if self.via is not None:
+            who["via"] = f"{asking.namespace}/{asking.service_account}"
+        return who | {key: value for key, value in (("pod", asking.pod_name), ("node", asking.node_name)) if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Something that serves once: it is spent in the transaction of the certificate, and forgotten after ``expires_at`` (ms)."""
+
+    issuer: str
+    key: str
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvidencePrincipal:
+    """A machine that proved what it is, and may be an agent by the enrolment rule that takes its evidence; and nothing else."""
+
+    method: str
+    """``oidc``, ``x509``, ``kubernetes`` or ``aws``."""
+    rule: str
+    """The name of the rule in the policy."""
+    subject: str
+    """Who the evidence is about, the same each time: it tells one machine from another where both would have one name."""
+    facts: Mapping[str, Any]
+    """What was verified and the rule looks at; kept with the agent, so that renewals can be judged."""
+    expires_at: int
+    """When the evidence ends, in ms."""
+    spends: tuple[Once, ...] = ()
+
+    kind = "evidence"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Nothing of the API."""
+        return _NO_SCOPES
+
+    @property
+    def holder(self) -> str:
+        """Who holds an agent's name that this evidence gave."""
+        return f"{self.method}:{self.subject}"
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return f"evidence:{self.method}:{self.subject} ({self.rule})"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        return {"kind": "evidence", "method": self.method, "rule": self.rule, "subject": self.subject}
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPrincipal:
     """The server itself, asking for the certificate of its own listeners. It is made in code, never from a request."""
 
@@ -152,4 +248,4 @@ class ServerPrincipal:
         return {"kind": "server"}
 
 
-Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal | ServerPrincipal
+Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal | KubernetesPrincipal | EvidencePrincipal | ServerPrincipal
