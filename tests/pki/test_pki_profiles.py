@@ -58,11 +58,11 @@ def test_profiles_are_read_and_extend_built_in_ones():
 
 
 def test_the_built_in_profiles_are_what_the_documentation_says():
-    assert set(BUILT_IN) == {"workload", "server", "client", "agent", "probe"}
+    assert set(BUILT_IN) == {"workload", "server", "client", "agent", "mesh", "probe"}
     for profile in BUILT_IN.values():
         assert profile.built_in
         assert 10 <= profile.min_lifetime <= profile.lifetime <= profile.max_lifetime
-        assert profile.backdate == 60
+        assert profile.backdate == (120 if profile.name == "mesh" else 60)
         assert profile.require <= profile.names
     assert BUILT_IN["workload"].require == {"spiffe"}
     assert BUILT_IN["probe"].max_lifetime == 600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from handclasp.authority import hsm
 from handclasp.authority.files import private_directory
-from handclasp.authority.keyfile import load_key_file, write_key_file
+from handclasp.authority.keyfile import encrypt_key, load_key_file, write_key_file
 from handclasp.authority.pkcs11_uri import parse_pkcs11_uri
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import keys
@@ -60,6 +61,13 @@ class KeyStore:
         self._write(self._path(uri), key)
         return self.load(uri)
 
+    def seal(self, key: keys.PrivateKey) -> str:
+        """Return a URI that is the key itself, encrypted as in a key file: for keys that live in a row, and not for long.
+
+        Whoever reads the row needs the passphrase too. Raises ``bad_setting`` without one.
+        """
+        return "sealed:" + base64.urlsafe_b64encode(encrypt_key(key, self._secret())).decode()
+
     def load(self, uri: str) -> keys.PrivateKey:
         """Return the key at ``uri``: a key of `cryptography`, or an object that signs on its token and can be used like one.
 
@@ -69,7 +77,20 @@ class KeyStore:
         if uri.startswith("pkcs11:"):
             place = parse_pkcs11_uri(uri)
             return hsm.open_token(place, module=self._module, environ=self._environ).key(place)
+        if uri.startswith("sealed:"):
+            return self._unseal(uri.removeprefix("sealed:"))
         return load_key_file(self._path(uri), self._secret())
+
+    def _unseal(self, text: str) -> keys.PrivateKey:
+        try:
+            pem = base64.urlsafe_b64decode(text)
+        except ValueError as error:
+            raise HandclaspError(Kind.BAD_KEY, "a sealed key is damaged") from error
+        try:
+            return keys.from_pem(pem, self._secret())
+        except HandclaspError as error:
+            words = f"a sealed key cannot be opened: {error.detail}"
+            raise HandclaspError(error.kind, words, hint="is it the passphrase it was sealed with?") from error
 
     def _path(self, uri: str) -> Path:
         match = _FILE_URI.fullmatch(uri)

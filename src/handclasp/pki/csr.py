@@ -47,6 +47,10 @@ class Csr:
     key_type: str
     names: Names
     common_name: str | None
+    subject: bytes
+    """The Name, DER, as it stands in the request."""
+    extensions: x509.Extensions
+    """Those that the request asks for. Nothing of them is ever copied."""
 
 
 def parse_csr(data: str | bytes) -> Csr:
@@ -66,7 +70,7 @@ def parse_csr(data: str | bytes) -> Csr:
     key_type = keys.key_type_of(public_key)
     _check_proof(request, public_key, key_type)
     spki = _canonical_spki(request, public_key, key_type)  # type: ignore[arg-type]  # key_type_of refused other types
-    names, common_name = _read_names(request)
+    names, subject, extensions = _read_names(request)
     return Csr(
         hashlib.sha256(der_bytes).digest(),
         public_key,  # type: ignore[arg-type]
@@ -74,7 +78,9 @@ def parse_csr(data: str | bytes) -> Csr:
         hashlib.sha256(spki).digest(),
         key_type,
         names,
-        common_name,
+        common_name(subject),
+        subject,
+        extensions,
     )
 
 
@@ -128,7 +134,7 @@ def _canonical_spki(request: x509.CertificateSigningRequest, public_key: keys.Pu
     return keys.spki_der(public_key)
 
 
-def _read_names(request: x509.CertificateSigningRequest) -> tuple[Names, str | None]:
+def _read_names(request: x509.CertificateSigningRequest) -> tuple[Names, bytes, x509.Extensions]:
     try:
         extensions = request.extensions
         subject = der.children(request.tbs_certrequest_bytes)[1]
@@ -139,4 +145,4 @@ def _read_names(request: x509.CertificateSigningRequest) -> tuple[Names, str | N
         if extension.oid == ExtensionOID.SUBJECT_ALTERNATIVE_NAME:
             assert isinstance(extension.value, x509.SubjectAlternativeName)
             names = names_from_san(extension.value)
-    return names, common_name(subject)
+    return names, subject, extensions

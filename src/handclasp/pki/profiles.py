@@ -100,6 +100,15 @@ BUILT_IN: dict[str, Profile] = {
             built_in=True,
         ),
         Profile(
+            "mesh",
+            "a workload of a service mesh, by its SPIFFE ID alone, for as long as proxies ask",
+            lifetime=86400.0,
+            backdate=120.0,
+            names=frozenset({"spiffe"}),
+            require=frozenset({"spiffe"}),
+            built_in=True,
+        ),
+        Profile(
             "probe",
             "a short-lived client that checks what an endpoint accepts",
             lifetime=300.0,
