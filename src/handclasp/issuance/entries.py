@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from handclasp.access.principals import TokenPrincipal
+from handclasp.access.principals import EvidencePrincipal, TokenPrincipal
 from handclasp.access.tokens import masked
 from handclasp.clock import rfc3339
 from handclasp.errors import HandclaspError
-from handclasp.issuance.request import IssuanceRequest
+from handclasp.issuance.request import IssuanceRequest, Source
 from handclasp.log.entries import Entry, make_entry
 from handclasp.pki.plan import Plan
 from handclasp.store.writes import CertificateRow
@@ -46,11 +47,29 @@ def issued_entry(request: IssuanceRequest, plan: Plan, row: CertificateRow, gran
     )  # fmt: skip
 
 
-def enrolled_entry(request: IssuanceRequest, principal: TokenPrincipal, row: CertificateRow, now: int) -> Entry:
-    """Return the entry of an agent that enrolled."""
-    what = {"identity": row.identity, "labels": dict(principal.labels)}
-    subjects = [f"agent:{row.identity}", f"token:{principal.id}"]
+def enrolled_entry(request: IssuanceRequest, labels: Mapping[str, str], row: CertificateRow, now: int) -> Entry:
+    """Return the entry of an agent that enrolled; ``who`` says by which token, or by which rule and whose evidence."""
+    principal = request.principal
+    what = {"identity": row.identity, "labels": dict(labels)}
+    subjects = [f"agent:{row.identity}"] + ([f"token:{principal.id}"] if isinstance(principal, TokenPrincipal) else [])
     return make_entry("agent.enrolled", at=now, who=principal.to_log(), what=what, source=request.source.to_log(), subjects=subjects)
+
+
+def _refusal_type(request: IssuanceRequest) -> str:
+    if isinstance(request.principal, EvidencePrincipal):
+        return "agent.refused"
+    return "renewal.refused" if request.predecessor is not None else "issuance.refused"
+
+
+def evidence_entry(source: Source, method: str, rule: str, refusal: HandclaspError, now: int) -> Entry:
+    """Return the entry of evidence that proved nobody; ``rule`` is the one that came nearest, if any was looked at."""
+    # The method is what a stranger wrote, until it is known to be one of ours.
+    what = {key: masked(value)[:64] for key, value in (("method", method), ("rule", rule)) if value}
+    detail = masked(refusal.detail)[:500]
+    why = {"kind": refusal.kind.value} | ({"reason": detail} if "@" not in detail else {})
+    personal = {"reason": detail} if "@" in detail else None
+    who = {"kind": "unknown"}
+    return make_entry("agent.refused", at=now, who=who, what=what, why=why, source=source.to_log(), personal=personal)
 
 
 def refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) -> Entry:
@@ -69,7 +88,7 @@ def refusal_entry(request: IssuanceRequest, refusal: HandclaspError, now: int) -
         what["predecessor"] = request.predecessor.hex()
     why = {"kind": refusal.kind.value} if about_people else {"kind": refusal.kind.value, "reason": detail}
     return make_entry(
-        "renewal.refused" if request.predecessor is not None else "issuance.refused",
+        _refusal_type(request),
         at=now, who=request.principal.to_log(), what=what, why=why, source=request.source.to_log(),
         personal={"reason": detail} if about_people else None,
     )  # fmt: skip

@@ -7,20 +7,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import select
 
 from handclasp.access.authorize import Allowed, Circumstances, Refused, authorize
+from handclasp.access.enrolment import PREFIX as ENROLMENT
 from handclasp.access.grants import AGENT_PROFILE, Grant, split_grant
-from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
+from handclasp.access.principals import CertificatePrincipal, EvidencePrincipal, OidcPrincipal, TokenPrincipal
 from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
 from handclasp.clock import Clock, format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
+from handclasp.issuance import enrolling
+from handclasp.issuance.enrolling import Enrolment
 from handclasp.issuance.entries import enrolled_entry, issued_entry, refusal_entry
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
 from handclasp.issuance.resolve import Predecessor, resolve_names, resolve_profile, trust_domain_for, wanted_lifetime
@@ -93,7 +93,7 @@ class Issuance:
     async def _issue(self, request: IssuanceRequest) -> IssuedCertificate:
         rules = await self._rulebook.current()
         # 1 Check the CSR: size, syntax, proof of possession, and that the key is worth certifying.
-        csr = parse_csr(request.csr)
+        csr = request.csr if isinstance(request.csr, Csr) else parse_csr(request.csr)
         await self._check_key(csr)
         fault("issue.checked")
         # 2 Resolve profile and identity: from the request, the CSR, the predecessor, or a token that leaves no choice.
@@ -124,13 +124,13 @@ class Issuance:
             origin_token=origin_token,
         )
         decision = authorize(request.principal, plan, circumstances, rules.policy)
-        if isinstance(decision, Refused) and decision.longest is not None and request.ttl is None:
-            # Nobody asked for a lifetime, and the default is too long for this grant: plan the longest it allows, and ask about that.
+        if isinstance(decision, Refused) and decision.longest is not None and (request.ttl is None or request.or_shorter):
+            # Nobody asked for just this lifetime, and it is too long for this grant: plan the longest it allows, and ask about that.
             plan = plan_for(decision.longest)
             decision = authorize(request.principal, plan, circumstances, rules.policy)
         if isinstance(decision, Refused):
             raise HandclaspError(decision.kind, decision.reason, hint=decision_hint(decision.kind))
-        await self._check_enrolment(request, plan, now)
+        enrolment = await self._enrolment(request, plan, rules, now)
         await self._check_uses(request)
         fault("issue.authorized")
         # 5 Lint what would be signed.
@@ -141,7 +141,7 @@ class Issuance:
         # 7 Commit row, lineage and log entry together.
         draw = int.from_bytes(self._random(2), "big") / 65536
         sha256 = hashlib.sha256(der).digest()
-        write = self._write(request, plan, decision, signer.authority.id, der, sha256, predecessor, now, draw)
+        write = self._write(request, plan, decision, signer.authority.id, der, sha256, predecessor, now, draw, enrolment)
         log_entry = await self._store.ledger.commit(write)
         fault("issue.committed")
         # 8 Answer. Nothing has left before this line.
@@ -215,31 +215,22 @@ class Issuance:
         if not isinstance(request.principal, CertificatePrincipal):
             return None, None
         name, token = split_grant(predecessor.granted_by if predecessor is not None else request.principal.granted_by)
+        if name.startswith(ENROLMENT):
+            # Only for the renewal of an agent's own certificate: what it obtains for others is the policy's business, or a token's.
+            identity = predecessor.names.identity if predecessor is not None else ""
+            return await enrolling.origin_of(self._store, rules.policy, name, identity) if identity else None, None
         if name.startswith("token:"):
             return await self._tokens.grant_of(name), None
         return rules.policy.grant_named(name), await self._tokens.grant_of(token) if token else None
 
-    async def _check_enrolment(self, request: IssuanceRequest, plan: Plan, now: int) -> None:
-        """Refuse a name that another token's agent has, unless this token was made for exactly that name.
-
-        Most enrolment tokens give any name: who has one must not become an agent that somebody else enrolled.
-        """
-        principal, name = request.principal, plan.names.identity
-        if not isinstance(principal, TokenPrincipal) or plan.profile.name != AGENT_PROFILE or name in principal.grant.identities.texts:
-            return
-        certificate = tables.certificate.c
-        taken = await self._store.row(
-            select(certificate.sha256)
-            .join(tables.identity, tables.identity.c.id == certificate.identity_id)
-            .where(tables.identity.c.name == name, certificate.not_after > now, certificate.granted_by != principal.grant.name)
-            .where(certificate.revoked_at.is_(None), certificate.superseded_at.is_(None))
-        )
-        if taken is not None:
-            raise HandclaspError(
-                Kind.NAME_NOT_ALLOWED,
-                f"{name} is an agent that was enrolled with another token, and its certificate is still good",
-                hint="choose another name, revoke that certificate, or make a token that allows exactly this name",
-            )
+    async def _enrolment(self, request: IssuanceRequest, plan: Plan, rules: Rules, now: int) -> Enrolment | None:
+        """Return what it means that this certificate makes an agent; None when it does not. Refuses a name that another one's agent has."""
+        principal = request.principal
+        if plan.profile.name != AGENT_PROFILE or not isinstance(principal, TokenPrincipal | EvidencePrincipal):
+            return None
+        if isinstance(principal, TokenPrincipal) and not principal.agent:
+            return None
+        return await enrolling.prepare(self._store, principal, plan.names.identity, rules.policy, now)
 
     async def _check_uses(self, request: IssuanceRequest) -> None:
         """Refuse a spent token before anything is signed. (That the last use is not used twice is held by the ledger, atomically.)"""
@@ -254,7 +245,7 @@ class Issuance:
 
     def _write(
         self, request: IssuanceRequest, plan: Plan, decision: Allowed, authority_id: int, der: bytes, sha256: bytes,
-        predecessor: Predecessor | None, now: int, draw: float,
+        predecessor: Predecessor | None, now: int, draw: float, enrolment: Enrolment | None,
     ) -> Write:  # fmt: skip
         principal = request.principal
         renew_after, renew_before = renewal_window(now, plan.not_after, draw)
@@ -270,9 +261,9 @@ class Issuance:
         )  # fmt: skip
         entries = [issued_entry(request, plan, row, decision.grant, predecessor.superseded_by if predecessor else None, now)]
         changes: Sequence[Change] = ()
-        if isinstance(principal, TokenPrincipal) and principal.agent and plan.profile.name == AGENT_PROFILE:
-            entries.append(enrolled_entry(request, principal, row, now))
-            changes = [Change(_upsert_agent(self._store.is_sqlite, row.identity, principal, request.source.address, now))]
+        if enrolment is not None:
+            entries.append(enrolled_entry(request, enrolment.labels, row, now))
+            changes = enrolment.changes(self._store.is_sqlite, row.identity, request.source.address, now)
         jwt = None
         if decision.single_use and isinstance(principal, OidcPrincipal) and principal.jti:
             jwt = (principal.issuer, principal.jti, principal.expires_at)
@@ -282,6 +273,7 @@ class Issuance:
             certificate=row,
             spend_token=principal.id if isinstance(principal, TokenPrincipal) else None,
             spend_jwt=jwt,
+            claimant=enrolment.claimant if enrolment is not None else None,
         )
 
 
@@ -299,16 +291,3 @@ def names_json(names: Names) -> str:
     return json.dumps({kind: values for kind, values in (("dns", names.dns), ("ip", names.ip), ("email", names.email)) if values})
 
 
-def _upsert_agent(sqlite: bool, identity: str, principal: TokenPrincipal, address: str | None, now: int) -> Any:
-    insert = sqlite_insert if sqlite else postgres_insert
-    identity_id = select(tables.identity.c.id).where(tables.identity.c.name == identity).scalar_subquery()
-    labels = json.dumps(dict(principal.labels), sort_keys=True)
-    values = {"hostname": "", "version": "", "labels": labels, "enrolled_at": now, "address": address}
-    return (
-        insert(tables.agent)
-        .values(identity_id=identity_id, **values)
-        .on_conflict_do_update(
-            index_elements=["identity_id"],
-            set_={"labels": labels, "enrolled_at": now, "address": func.coalesce(address, tables.agent.c.address)},
-        )
-    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from handclasp.access.principals import Principal
+from handclasp.pki.csr import Csr
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class IssuanceRequest:
     """A wish for a certificate, as a door understood it. Names and lifetime are wishes; policy decides on the result."""
 
     principal: Principal
-    csr: str | bytes
+    csr: str | bytes | Csr
+    """PEM or DER; or what a door has read already, to look at it."""
     source: Source
     identity: str | None = None
     dns: Sequence[str] = ()
@@ -34,6 +36,8 @@ class IssuanceRequest:
     profile: str | None = None
     ttl: float | None = None
     """Wanted lifetime in seconds."""
+    or_shorter: bool = False
+    """Whether the nearest lifetime that profile and grant allow will do where ``ttl`` itself is not allowed."""
     predecessor: bytes | None = None
     """SHA-256 of the certificate that this one replaces; set for a renewal and only then."""
 

@@ -102,6 +102,8 @@ def _agree(one: Names, other: Names) -> bool:
 
 def wanted_lifetime(request: IssuanceRequest, predecessor: Predecessor | None, profile: Profile) -> float | None:
     """Return what was asked for; for a renewal what the predecessor had, within the profile of today; None for the profile's default."""
+    if request.ttl is not None and request.or_shorter:
+        return max(profile.min_lifetime, min(request.ttl, profile.max_lifetime))
     if request.ttl is not None or predecessor is None or predecessor.lifetime is None:
         return request.ttl
     return max(profile.min_lifetime, min(predecessor.lifetime - profile.backdate, profile.max_lifetime))

@@ -18,6 +18,7 @@ from handclasp.clock import Clock, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.issuance.rulebook import Rulebook
+from handclasp.issuance.suggestions import Suggestions
 from handclasp.log.entries import Entry, make_entry
 from handclasp.pki.crl import REASONS
 from handclasp.pki.names import Names, make_names
@@ -62,6 +63,7 @@ class Revoker:
         self._store = store
         self._rulebook = rulebook
         self._clock = clock
+        self._suggestions = Suggestions(store)
 
     async def revoke(
         self, sha256: bytes, reason: str, comment: str, principal: Principal, source: Source, *, any_certificate: bool
@@ -180,7 +182,8 @@ class Revoker:
             for row in rows
         ]
         shards = {(row.authority_id, row.crl_shard) for row in rows}
-        return changes + [change for authority_id, shard in sorted(shards) for change in mark_dirty(authority_id, shard, now)]
+        changes += [change for authority_id, shard in sorted(shards) for change in mark_dirty(authority_id, shard, now)]
+        return [*changes, self._suggestions.changed()]
 
     def _entries(
         self, rows: Sequence[Row[Any]], first: Row[Any], reason: str, comment: str, principal: Principal, source: Source, now: int

@@ -7,7 +7,7 @@ more in hand-over of the interpreter lock than the commit takes (``docs/decision
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,15 @@ def compile_statement(statement: Executable, dialect: Dialect) -> tuple[str, lis
     assert isinstance(compiled, SQLCompiler)
     parameters = compiled.construct_params()
     return str(compiled), [parameters[name] for name in compiled.positiontup or ()]
+
+
+def compile_many(statement: Executable, dialect: Dialect, rows: Iterable[Mapping[str, Any]]) -> tuple[str, list[list[Any]]]:
+    """Return a statement with named bind parameters as SQL text, and the positional arguments of each row."""
+    compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+    assert isinstance(compiled, SQLCompiler)
+    names = compiled.positiontup or ()
+    fixed = compiled.params
+    return str(compiled), [[row[name] if name in row else fixed[name] for name in names] for row in rows]
 
 
 class SqliteBackend:

@@ -20,6 +20,24 @@ _AT_ONCE = 256
 """Values in one query: SQLite compiles a statement for each number of them."""
 
 
+def name_taken(name: str, claimant: str, granted: Iterable[str], holder: str | None) -> HandclaspError | None:
+    """Return why ``claimant`` may not become the agent ``name``; None when it may.
+
+    ``granted`` are the grants of the certificates of that name that are still good; ``holder`` is who enrolled as it last.
+    """
+    if claimant.startswith("token:"):
+        others = [grant for grant in granted if grant != claimant]
+    else:
+        others = [grant for grant in granted if not grant.startswith("enrolment:") or holder != claimant]
+    if not others:
+        return None
+    return HandclaspError(
+        Kind.NAME_NOT_ALLOWED,
+        f"{name} is an agent that somebody else enrolled, and its certificate is still good",
+        hint="choose another name, revoke that certificate, or make a token that allows exactly this name",
+    )
+
+
 class Guard:
     """Judges the writes of one transaction. Made for it, and thrown away with it."""
 
@@ -37,12 +55,15 @@ class Guard:
         """By certificate, the one that is in its place now; also for those that this transaction makes."""
         self._left: dict[str, float | None] = {}
         self._spent: Counter[str] = Counter()
+        self._agents: dict[str, tuple[set[str], str | None]] = {}
+        """By agent's name: what its certificates that are still good were granted by, and who enrolled as it last."""
         self._accepted: list[CertificateRow] = []
         self._superseded: list[tuple[bytes, int, bytes]] = []
 
     async def read(self, writes: Sequence[Write]) -> None:
         """Read everything that judging these writes needs."""
-        rows = [write.certificate for write in writes if write.certificate is not None]
+        holders = [write for write in writes if write.certificate is not None]
+        rows = [write.certificate for write in holders if write.certificate is not None]
         unknown = {row.identity for row in rows if row.identity not in self._known}
         for name, identity_id in await self._fetch("SELECT name, id FROM identity", "name", unknown):
             self.new_ids[name] = identity_id
@@ -53,9 +74,22 @@ class Guard:
         predecessors = {row.predecessor for row in rows if row.predecessor is not None}
         await self._read_line(predecessors)
         await self._read_line({successor for successor in self._successors.values() if successor is not None})
+        await self._read_agents({row.identity for row, write in zip(rows, holders, strict=True) if write.claimant is not None})
         tokens = {write.spend_token for write in writes if write.spend_token is not None}
         for token_id, uses, used, revoked_at in await self._fetch("SELECT id, uses, used, revoked_at FROM token", "id", tokens):
             self._left[token_id] = None if revoked_at is not None else uses - used if uses else float("inf")
+
+    async def _read_agents(self, names: set[str]) -> None:
+        if not names:
+            return
+        good = f"c.revoked_at IS NULL AND c.superseded_at IS NULL AND c.not_after > {int(self._now)}"
+        live = (
+            "SELECT name, granted_by, holder FROM (SELECT i.name AS name, c.granted_by AS granted_by, a.holder AS holder FROM identity i"  # noqa: S608  (a number of ours)
+            f" JOIN certificate c ON c.identity_id = i.id LEFT JOIN agent a ON a.identity_id = i.id WHERE {good}) AS live"
+        )
+        for name, granted_by, holder in await self._fetch(live, "name", names):
+            granted, _ = self._agents.get(name, (set(), None))
+            self._agents[name] = ({*granted, granted_by}, holder)
 
     async def _read_line(self, certificates: Iterable[bytes]) -> None:
         select = "SELECT sha256, revoked_at, superseded_by FROM certificate"
@@ -83,6 +117,10 @@ class Guard:
                 return refused
             if row.predecessor is not None and (refused := self._line_refusal(row.predecessor)) is not None:
                 return refused
+            if write.claimant is not None:
+                refused = name_taken(row.identity, write.claimant, *self._agents.get(row.identity, (set(), None)))
+                if refused is not None:
+                    return refused
         if write.spend_token is not None:
             left = self._left.get(write.spend_token)
             if left is None:
@@ -128,6 +166,9 @@ class Guard:
                 if lost is not None:
                     self._successors[lost] = row.sha256
             self._successors[row.sha256] = None
+            if row.predecessor is None and row.profile == "agent":  # also one that claimed nothing: its token names it
+                granted, _ = self._agents.get(row.identity, (set(), None))
+                self._agents[row.identity] = ({*granted, row.granted_by}, write.claimant or row.granted_by)
             if write.certificate.spki_sha256 not in self._keys:
                 self._claimed[write.certificate.spki_sha256] = write.certificate.identity
         if write.spend_token is not None:

@@ -20,7 +20,7 @@ import asyncpg
 from handclasp.clock import Clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
-from handclasp.store.backend import Backend, compile_statement
+from handclasp.store.backend import Backend, compile_many, compile_statement
 from handclasp.store.guard import Guard
 from handclasp.store.statements import Statements
 from handclasp.store.writes import CertificateRow, Write
@@ -216,6 +216,9 @@ class Ledger:
         if write.spend_jwt is not None and not await self._backend.execute(self._sql.spend_jwt, write.spend_jwt):
             return HandclaspError(Kind.REPLAYED, "this identity token was already used, and policy allows one use")
         for change in write.changes:
+            if change.rows is not None:
+                await self._backend.many(*compile_many(change.statement, self._backend.dialect, change.rows))
+                continue
             touched = await self._backend.execute(*compile_statement(change.statement, self._backend.dialect))
             if change.expect is not None and touched != change.expect:
                 return change.conflict or HandclaspError(Kind.CONFLICT, "somebody else changed this at the same moment")

@@ -174,7 +174,8 @@ agent = Table(
     Column("last_contact_at", BigInteger),
     Column("address", Text),
     Column("report", Text, nullable=False, server_default="[]", comment="JSON list of wire.AgentIdentity"),
-    Column("evidence", Text, comment="what it last enrolled with: JSON {rule, method, subject}; null for a token"),
+    Column("evidence", Text, comment="what it last enrolled with: JSON {rule, method, subject, facts}; null for a token"),
+    Column("holder", Text, comment="who enrolled as it last: token:ID, or METHOD:SUBJECT"),
 )
 
 jwt_key = Table(
@@ -220,6 +221,8 @@ rotation = Table(
     Column("ends_at", BigInteger, nullable=False),
     Column("total", Integer, nullable=False),
     Column("log_index", BigInteger),
+    Column("place", Text, comment="NOT_AFTER:SHA256 of the last certificate that was told, empty before the first; null when all were"),
+    Column("replaced", Integer, comment="the final count, when every certificate has been replaced or is gone and the items were dropped"),
 )
 Index("ix_rotation_created_at", rotation.c.created_at, rotation.c.id)
 

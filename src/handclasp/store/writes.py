@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy.sql.base import Executable
 
@@ -34,6 +34,8 @@ class Change:
     statement: Executable
     expect: int | None = None
     conflict: HandclaspError | None = None
+    rows: Sequence[Mapping[str, Any]] | None = None
+    """When given, the statement runs once for each, with its bind parameters of these names; not together with ``expect``."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,9 @@ class Write:
     """Id of the token of which this uses one; refused when none is left, or it was revoked meanwhile."""
     spend_jwt: tuple[str, str, int] | None = None
     """(issuer, jti, expires_at) of an OIDC token that may be used once."""
+    claimant: str | None = None
+    """Who takes the certificate's name as an agent's, where it must be free or theirs: ``token:ID`` or ``METHOD:SUBJECT``. Refused when
+    another one's agent has it."""
     bump: bool = False
     """Tell every process that tokens, policy, profiles or authorities changed."""
 

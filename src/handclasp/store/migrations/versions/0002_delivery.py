@@ -16,9 +16,13 @@ def upgrade() -> None:
     with op.batch_alter_table("agent") as batch_op:
         batch_op.add_column(
             sa.Column(
-                "evidence", sa.Text(), nullable=True, comment="what it last enrolled with: JSON {rule, method, subject}; null for a token"
+                "evidence",
+                sa.Text(),
+                nullable=True,
+                comment="what it last enrolled with: JSON {rule, method, subject, facts}; null for a token",
             )
         )
+        batch_op.add_column(sa.Column("holder", sa.Text(), nullable=True, comment="who enrolled as it last: token:ID, or METHOD:SUBJECT"))
     op.create_table(
         "jwt_key",
         sa.Column("kid", sa.Text(), nullable=False),
@@ -57,6 +61,18 @@ def upgrade() -> None:
         sa.Column("ends_at", sa.BigInteger(), nullable=False),
         sa.Column("total", sa.Integer(), nullable=False),
         sa.Column("log_index", sa.BigInteger(), nullable=True),
+        sa.Column(
+            "place",
+            sa.Text(),
+            nullable=True,
+            comment="NOT_AFTER:SHA256 of the last certificate that was told, empty before the first; null when all were",
+        ),
+        sa.Column(
+            "replaced",
+            sa.Integer(),
+            nullable=True,
+            comment="the final count, when every certificate has been replaced or is gone and the items were dropped",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_rotation")),
     )
     op.create_index("ix_rotation_created_at", "rotation", ["created_at", "id"])
