@@ -209,6 +209,8 @@ class Rotation(Response, kw_only=True):
     reason: str
     by: str
     created_at: str
+    begins_at: str
+    """When the first certificate is due: a little later, so that agents have asked before."""
     ends_at: str
     state: str
     """``planned`` (a dry run), ``running``, ``done``, or ``late``: the time is over and something has not answered."""
@@ -219,6 +221,8 @@ class Rotation(Response, kw_only=True):
     late: int
     pending: list[RotationPending]
     log_entry: int | None = None
+    notes: list[str] = field(default_factory=list)
+    """What whoever starts it should know, in words."""
 
 
 class RotationList(Response, kw_only=True):
@@ -523,7 +527,8 @@ class Evidence(Request, kw_only=True):
 
     * ``oidc``, ``kubernetes``: ``token``, a JWT; ``cluster`` names the cluster of the policy
     * ``x509``: ``chain`` (PEM, leaf first) and ``signature`` (base64, by the leaf's key) over what ``challenge`` says
-    * ``aws``: ``document`` (base64, the instance identity document) and ``signature`` (base64, its PKCS#7 or RSA-2048 signature)
+    * ``aws``: ``document`` (base64 of the instance identity document) and ``signature`` (as the metadata service has it under ``rsa2048``
+      or ``signature``: base64)
     """
 
     method: str
@@ -542,6 +547,12 @@ class EnrolRequest(Request, kw_only=True):
     evidence: Evidence
 
 
+class Enrolled(Issued, kw_only=True):
+    """An agent's certificate, and whether the same evidence would serve once more when that certificate has ended."""
+
+    again: bool = False
+
+
 class Challenge(Response, kw_only=True):
     """What an agent signs to prove that it holds a key: once, and before ``expires_at``."""
 
@@ -555,6 +566,25 @@ class Reported(Response, kw_only=True):
     received_at: str
 
 
+class AgentMissed(Response, kw_only=True):
+    """A certificate of an agent whose renewal point has passed, by the server's own record of it."""
+
+    identity: str
+    sha256: str
+    renew_before: str
+    not_after: str
+    state: str
+    """``overdue``, or ``ended`` without a successor."""
+
+
+class AgentEvidence(Response, kw_only=True):
+    """What an agent last enrolled with: a rule of the policy, and whom its evidence named."""
+
+    rule: str
+    method: str
+    subject: str
+
+
 class Agent(Response, kw_only=True):
     """An agent as the server knows it."""
 
@@ -566,7 +596,13 @@ class Agent(Response, kw_only=True):
     last_contact: str | None
     address: str | None
     state: str
+    """``ok``; ``attention``: it reports a failure; ``overdue``: it missed a renewal; ``silent``; ``enrolled``: never heard of since."""
     identities: list[AgentIdentity]
+    missed: list[AgentMissed] = field(default_factory=list)
+    evidence: AgentEvidence | None = None
+    """None where it enrolled with a token."""
+    can_enrol_again: bool = False
+    """Whether its evidence would serve once more, when all its certificates have ended."""
 
 
 class AgentList(Response, kw_only=True):

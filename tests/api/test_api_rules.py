@@ -68,7 +68,7 @@ def test_a_bad_policy_changes_nothing_and_every_mistake_is_named_with_its_line(a
 
 
 def test_profiles(live: Live, admin: Client) -> None:
-    built_in = {"workload", "server", "client", "agent", "probe"}
+    built_in = {"workload", "server", "client", "agent", "mesh", "probe"}
     text = "version: 1\nprofiles:\n  short:\n    extend: workload\n    lifetime: 5m\n    max_lifetime: 10m\n"
     diff = admin("POST", "/v1/profiles:diff", {"text": text}).ok()
     assert ("added", "profile short") in [(change["change"], change["subject"]) for change in diff["changes"]]

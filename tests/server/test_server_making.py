@@ -33,6 +33,11 @@ from support.errors import refused
         ("issuing_lifetime", "4000d"),
         ("dns_zone", "*.example.org"),
         ("trust_domain", "Example Org"),
+        ("bundle_refresh_hint", "500ms"),
+        ("jwt_key_period", "30m"),
+        ("web_name", "web.example.org"),
+        ("web_key", "web.key"),
+        ("web_name", "*.example.org"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(name: str, value: str) -> None:

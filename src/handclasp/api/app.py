@@ -156,7 +156,7 @@ class Endpoint:
                 self._services.refused_limit.check(network_key(source.address))
             except HandclaspError as limited:
                 return _problem_answer(limited, _shown_path(scope))
-            if caller is None or not _logs_itself(scope):
+            if scope["path"] != _ENROLMENT and (caller is None or not _logs_itself(scope)):
                 await self._log_refusal(error, scope, source, caller)
         elif status >= 500:
             _log.error("%s %s: %s", scope["method"], _shown_path(scope), error)
@@ -175,7 +175,11 @@ class Endpoint:
             await self._services.store.ledger.commit(Write([entry]))
 
 
-_LOGS_ITSELF = re.compile(r"/v1/certificates(:batch|/[^/]+:(renew|revoke))?")
+_LOGS_ITSELF = re.compile(r"/v1/certificates(:batch|/[^/]+:(renew|revoke))?|/v1/jwt-svids")
+
+
+_ENROLMENT = "/v1/agents:enroll"
+"""Logs the refusals of callers that nobody knows yet, with what they claimed to be."""
 
 
 def _logs_itself(scope: Scope) -> bool:

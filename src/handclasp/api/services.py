@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from handclasp.access.clusters import Clusters
+from handclasp.access.evidence.verifier import EvidenceVerifier
 from handclasp.access.limits import Limiter
 from handclasp.access.oidc import OidcVerifier
 from handclasp.access.tokens import Tokens
+from handclasp.api.contacts import Contacts
 from handclasp.authority.authorities import Authorities
 from handclasp.authority.crls import CrlPublisher
+from handclasp.authority.jwtkeys import JwtKeys
 from handclasp.clock import Clock
 from handclasp.issuance.issue import Issuance
+from handclasp.issuance.jwt import JwtIssuance
+from handclasp.issuance.progress import Progresses
 from handclasp.issuance.revoke import Revoker
+from handclasp.issuance.rotate import Rotations
 from handclasp.issuance.rulebook import Rulebook
+from handclasp.issuance.suggestions import Suggestions
 from handclasp.log.cosign import Cosignatures
 from handclasp.log.notes import NoteSigner
 from handclasp.log.tiles import TileStorage
 from handclasp.store.database import Store
+from handclasp.trust.bundles import Bundles
+from handclasp.trust.federation import Federation
 
 
 @dataclass(slots=True)
@@ -31,12 +41,23 @@ class Services:
     tokens: Tokens
     issuance: Issuance
     revoker: Revoker
+    jwt_keys: JwtKeys
+    jwt: JwtIssuance
+    bundles: Bundles
+    federation: Federation
+    suggestions: Suggestions
+    rotations: Rotations
+    progress: Progresses
+    contacts: Contacts
     clock: Clock
     tiles: TileStorage
     cosignatures: Cosignatures
     log_signer: NoteSigner
     """Signs checkpoints; here only the log's own earlier ones again, for proofs against a checkpoint that somebody kept."""
     oidc: OidcVerifier
+    clusters: Clusters
+    """Of the policy that was last given to its ``use``: callers do that first, with the policy in force."""
+    evidence: EvidenceVerifier
     principal_limit: Limiter
     refused_limit: Limiter
     problems: Callable[[], Awaitable[list[str]]]

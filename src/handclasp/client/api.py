@@ -17,11 +17,11 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from handclasp import wire
-from handclasp.client.connections import Connections, CredentialSource, Reply, unverified_context
+from handclasp.client.connections import Connections, CredentialSource, Followed, Reply, unverified_context
 from handclasp.client.material import Credential
 from handclasp.errors import HandclaspError, Kind
 
-__all__ = ["ApiClient", "Credential", "Raw", "Text", "unverified_context"]
+__all__ = ["ApiClient", "Credential", "Followed", "Raw", "Text", "unverified_context"]
 
 T = TypeVar("T")
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
@@ -63,7 +63,9 @@ class ApiClient:
 
     ``ca``: bundle file, ``sha256:<hex>`` of a root (then the bundle is fetched on first use), PEM text, or None for the system's store.
     ``credential``: client certificate and key, as two PEM files that are followed, or as :class:`Credential` in memory.
-    ``context`` replaces both; ``TLSContext.client_context()`` is one. ``timeout`` is seconds for connecting and for each wait,
+    A :class:`Followed` credential is read anew when its signature changes.
+    ``context`` replaces both; ``TLSContext.client_context()`` is one. ``dates`` is told the ``Date`` of each answer and how many seconds
+    it took. ``timeout`` is seconds for connecting and for each wait,
     ``attempts`` how often a call that may be repeated is tried.
 
     Every call raises :class:`HandclaspError`: the server's kind, detail and hint where it answered, ``unavailable`` where it did not,
@@ -81,12 +83,13 @@ class ApiClient:
         context: ssl.SSLContext | None = None,
         attempts: int = ATTEMPTS,
         sleep: Callable[[float], None] = time.sleep,
+        dates: Callable[[str, float], None] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._ca = ca
         self._token = token
         self._timeout = timeout
-        self._sleep, self._attempts = sleep, attempts
+        self._sleep, self._attempts, self._dates = sleep, attempts, dates
         self._connections = Connections(
             self.url, ca=ca, credential=credential, timeout=timeout, context=context, find_bundle=self._find_bundle
         )
@@ -109,7 +112,15 @@ class ApiClient:
 
     def with_credential(self, credential: CredentialSource) -> ApiClient:
         """Return a client for the same server that shows ``credential`` and no token: a certificate is renewed by its holder."""
-        return ApiClient(self.url, ca=self._ca, credential=credential, timeout=self._timeout, attempts=self._attempts, sleep=self._sleep)
+        return ApiClient(
+            self.url,
+            ca=self._ca,
+            credential=credential,
+            timeout=self._timeout,
+            attempts=self._attempts,
+            sleep=self._sleep,
+            dates=self._dates,
+        )
 
     # --- the base method ------------------------------------------------------------------------------------------------------------
 
@@ -191,6 +202,10 @@ class ApiClient:
         body, tag, changed = self.raw(f"/v1/certificates/{quote(sha256)}:renewal-info", etag=etag)
         return (self.decode(body, wire.RenewalInfo), tag) if changed else None
 
+    def renewal_list(self, query: wire.RenewalQuery) -> wire.RenewalList:
+        """Return the present renewal windows of several certificates; none, and the same tag, when nothing changed since ``query.tag``."""
+        return self.call("POST", "/v1/certificates:renewal-info", body=query, response=wire.RenewalList)
+
     def bundle(self, trust_domain: str, *, etag: str = "") -> Text:
         """Return the trust bundle of a trust domain (PEM)."""
         return self.text(f"/v1/bundles/{quote(trust_domain)}.pem", etag=etag)
@@ -199,9 +214,26 @@ class ApiClient:
         """Return every CRL of a trust domain (PEM)."""
         return self.text(f"/v1/crls/{quote(trust_domain)}.pem", etag=etag)
 
+    def jwt_svid(self, request: wire.JwtSvidRequest) -> wire.JwtSvid:
+        """Obtain a JWT-SVID, with an agent's certificate, or with one's own for oneself. Not repeated on failure."""
+        return self.call("POST", "/v1/jwt-svids", body=request, response=wire.JwtSvid)
+
     def report_agent(self, report: wire.AgentReport) -> wire.Reported:
         """Tell the server what this agent looks after, with the agent's certificate."""
         return self.call("PUT", "/v1/agents/self", body=report, response=wire.Reported)
+
+    def challenge(self) -> wire.Challenge:
+        """Return a challenge, to be signed for an enrolment by certificate."""
+        return self.call("POST", "/v1/agents:challenge", response=wire.Challenge)
+
+    def enrol(self, request: wire.EnrolRequest) -> wire.Enrolled:
+        """Obtain an agent's certificate by evidence. Not repeated on failure, as :meth:`issue`."""
+        return self.call("POST", "/v1/agents:enroll", body=request, response=wire.Enrolled)
+
+    def workloads(self, *, etag: str = "") -> tuple[wire.WorkloadList, str] | None:
+        """Return what this agent may serve on its socket, and the tag of that; None when it is still the one with ``etag``."""
+        body, tag, changed = self.raw("/v1/agents/self/workloads", etag=etag)
+        return (self.decode(body, wire.WorkloadList), tag) if changed else None
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +245,10 @@ class ApiClient:
         attempts = self._attempts if method in IDEMPOTENT else 1
         for attempt in range(1, attempts + 1):
             try:
+                started = time.monotonic()
                 reply = self._connections.exchange(method, target, data, headers)
+                if self._dates is not None:
+                    self._dates(reply.headers.get("date", ""), time.monotonic() - started)
                 if reply.status in (200, 201, 202, 204, 304):
                     return reply
                 self._refuse(reply)

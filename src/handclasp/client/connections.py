@@ -12,13 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from handclasp.client.material import Credential, file_signature, load_credential, load_trust
 from handclasp.errors import HandclaspError, Kind
 
-CredentialSource: TypeAlias = "Credential | tuple[str | PathLike[str], str | PathLike[str]]"
+
+class Followed(Protocol):
+    """A credential that changes while it is used, however it is kept: ``signature`` is cheap; another one means another credential."""
+
+    def signature(self) -> object: ...  # noqa: D102
+    def read(self) -> Credential: ...  # noqa: D102
+
+
+CredentialSource: TypeAlias = "Credential | Followed | tuple[str | PathLike[str], str | PathLike[str]]"
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of one answer (a CRL bundle of a large installation is the largest): a broken server must not fill our memory."""
 _IDLE = 8
@@ -142,7 +150,9 @@ class Connections:
             files.append(self._ca)
         if isinstance(self._credential, tuple):
             files += [fspath(path) for path in self._credential]
-        signature = file_signature(files)
+        signature: tuple[object, ...] = file_signature(files)
+        if self._credential is not None and not isinstance(self._credential, (tuple, Credential)):
+            signature += (self._credential.signature(),)
         with self._lock:
             if self._context is not None and signature == self._signature:
                 return self._context
@@ -166,8 +176,10 @@ class Connections:
             load_trust(context, self._trust_text(self._ca))
         if isinstance(self._credential, tuple):
             load_credential(context, Credential.read(*self._credential))
-        elif self._credential is not None:
+        elif isinstance(self._credential, Credential):
             load_credential(context, self._credential)
+        elif self._credential is not None:
+            load_credential(context, self._credential.read())
         return context
 
     def _trust_text(self, ca: str) -> bytes:

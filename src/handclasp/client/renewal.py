@@ -25,22 +25,35 @@ def draw_renewal(renew_after: int, renew_before: int, not_after: int, now: int, 
 
 
 def settle_until(not_after: int, now: int) -> int:
-    """Return the earliest moment of any new request after a certificate was obtained ``now``."""
+    """Return the earliest moment of any new request after a certificate was obtained ``now``.
+
+    One that has ended when it arrives says that our clock is ahead: then the longest time passes, or it would be a request each second.
+    """
+    if not_after <= now:
+        return now + _SETTLE
     return now + min(_SETTLE, max(1000, (not_after - now) // 4))
 
 
 def retry_at(
-    now: int, *, renew_after: int, renew_before: int, not_after: int, random: Callable[[], float], retry_after: float | None = None
+    now: int,
+    *,
+    renew_after: int,
+    renew_before: int,
+    not_after: int,
+    random: Callable[[], float],
+    retry_after: float | None = None,
+    longest: float | None = None,
 ) -> int:
     """Return when to try again after a failed renewal: one try in each interval of the server's spread, at a random point of it.
 
     Towards the certificate's end the interval shrinks to a quarter of the time that remains, so that a server that comes back late still
-    finds its clients before they expire. After the end it is the spread again. ``retry_after`` (seconds) is the server's own wish.
+    finds its clients before they expire. After the end it is the spread again. ``retry_after`` (seconds) is the server's own wish;
+    ``longest`` (seconds) is a limit of the caller's for the interval.
     """
     spread = max(renew_before - renew_after, SHORTEST_RETRY)
     if not_after > now:
         spread = min(spread, (not_after - now) // 4)
-    spread = min(max(spread, SHORTEST_RETRY), LONGEST_RETRY)
+    spread = min(max(spread, SHORTEST_RETRY), LONGEST_RETRY if longest is None else int(longest * 1000))
     wait = int(spread * (0.5 + random()))
     if retry_after is not None:
         wait = max(wait, min(int(retry_after * 1000), LONGEST_RETRY))

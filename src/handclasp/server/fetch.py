@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from handclasp.access.egress import check_address, check_url
 from handclasp.errors import HandclaspError, Kind
@@ -33,6 +34,25 @@ class Fetcher:
             raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with status {status}")
         return body
 
+    async def get_from(
+        self, url: str, trust: ssl.SSLContext, check: Callable[[bytes], None] | None = None, *, local: bool = False
+    ) -> bytes:
+        """As :meth:`get`, over ``https`` alone, with a trust of its own: of the context, and of ``check``, which is given the DER of the
+        server's certificate before anything of the answer is read, and raises when it is not the one that is meant. ``local`` also allows
+        loopback.
+        """
+        import httpx2
+
+        if check_url(url, insecure=local).scheme != "https":
+            raise HandclaspError(Kind.NOT_ALLOWED, "only https:// is fetched")
+        async with httpx2.AsyncClient(verify=trust, timeout=TIMEOUT, follow_redirects=False, trust_env=False) as client:
+            status, body = await self._send("GET", url, None, insecure=local, client=client, check=check)
+        if 300 <= status < 400:
+            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} sent us elsewhere (status {status}), and no redirect is followed")
+        if status != 200:
+            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with status {status}")
+        return body
+
     async def post(self, url: str, body: bytes) -> tuple[int, bytes]:
         """Return status and body of a POST to a witness, which may be on plain ``http`` and on this machine.
 
@@ -43,13 +63,22 @@ class Fetcher:
         """
         return await self._send("POST", url, body, insecure=True)
 
-    async def _send(self, method: str, url: str, body: bytes | None, *, insecure: bool) -> tuple[int, bytes]:
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        *,
+        insecure: bool,
+        client: httpx2.AsyncClient | None = None,
+        check: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, bytes]:
         import httpx2
 
         parts = check_url(url, insecure=insecure)
         assert parts.hostname is not None
         address = await self._resolve(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), insecure=insecure)
-        if self._client is None:
+        if client is None and self._client is None:
             # No connection is kept for the next request: idle ones are known by address, and a later request for another name on the same
             # address would go over one whose certificate was verified for the first.
             alone = httpx2.Limits(max_keepalive_connections=0)
@@ -60,9 +89,11 @@ class Fetcher:
         pinned = httpx2.URL(url).copy_with(host=address)
         headers = {"host": parts.netloc, "accept-encoding": "identity"}  # what is counted is what arrives: no room for a bomb
         try:
-            async with self._client.stream(
+            async with (client or cast("httpx2.AsyncClient", self._client)).stream(
                 method, pinned, content=body, headers=headers, extensions={"sni_hostname": parts.hostname}
             ) as answer:
+                if check is not None:
+                    check(_peer_certificate(answer))
                 received = b""
                 async for chunk in answer.aiter_raw():
                     received += chunk
@@ -70,7 +101,7 @@ class Fetcher:
                         raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} answered with more than {MAX_ANSWER} bytes")
                 return answer.status_code, received
         except httpx2.HTTPError as error:
-            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} cannot be reached: {type(error).__name__}") from error
+            raise HandclaspError(Kind.UNAVAILABLE, f"{_host(url)} cannot be reached: {_reason(error)}") from error
 
     async def _resolve(self, host: str, port: int, *, insecure: bool) -> str:
         try:
@@ -87,6 +118,25 @@ class Fetcher:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+def _peer_certificate(answer: httpx2.Response) -> bytes:
+    """Return the DER of the certificate of the connection's other end."""
+    ssl_object = answer.extensions["network_stream"].get_extra_info("ssl_object")
+    der: bytes | None = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+    if der is None:
+        raise HandclaspError(Kind.VERIFY_FAILED, "the server showed no certificate")
+    return der
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a certificate was not trusted, where that is what is under it; else the kind of error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not one that we trust ({cause.verify_message})"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 def _host(url: str) -> str:

@@ -9,27 +9,40 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Insert, insert, select
 
+from handclasp.access.clusters import Clusters
+from handclasp.access.evidence.challenge import Challenges
+from handclasp.access.evidence.verifier import EvidenceVerifier
 from handclasp.access.limits import Limiter
 from handclasp.access.oidc import OidcVerifier
 from handclasp.access.tokens import Tokens
+from handclasp.api.contacts import Contacts
 from handclasp.api.services import Services
 from handclasp.authority.authorities import Authorities
 from handclasp.authority.crls import CrlPublisher
+from handclasp.authority.jwtkeys import JwtKeys
 from handclasp.authority.keystore import KeyStore
 from handclasp.authority.passphrase import find_passphrase
 from handclasp.clock import Clock, system_clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.issue import Issuance
+from handclasp.issuance.jwt import JwtIssuance
+from handclasp.issuance.progress import Progresses
 from handclasp.issuance.revoke import Revoker
+from handclasp.issuance.rotate import Rotations
 from handclasp.issuance.rulebook import Rulebook
+from handclasp.issuance.suggestions import Suggestions
 from handclasp.log.cosign import Cosignatures
 from handclasp.log.notes import NoteSigner, VerifierKey, parse_vkey
 from handclasp.log.tiles import TileStorage
+from handclasp.server.endpoints import EndpointFetcher
 from handclasp.server.fetch import Fetcher
 from handclasp.server.health import Health, Readiness
+from handclasp.server.kube import ApiConnection
 from handclasp.server.settings import Settings
 from handclasp.store import tables
 from handclasp.store.database import Store
+from handclasp.trust.bundles import Bundles
+from handclasp.trust.federation import Federation
 
 LOG_KEY = "file:log.key"
 BURST_SECONDS = 2
@@ -53,6 +66,7 @@ class Instance:
 
     async def close(self) -> None:
         """Commit what is waiting and let go of everything."""
+        await self.services.clusters.close()
         await self.fetcher.close()
         await self.store.close()
 
@@ -95,6 +109,10 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
     witnesses = tuple(_parse_witness(text) for text in settings.witness)
     fetcher = Fetcher(insecure=settings.oidc_allow_http)
     oidc = OidcVerifier((), fetcher.get, clock, insecure=settings.oidc_allow_http)
+    tokens_of_clusters = settings.cluster_tokens or settings.data / "clusters"
+    clusters = Clusters(fetcher.get, lambda review: ApiConnection(review, tokens_of_clusters), clock, insecure=settings.oidc_allow_http)
+    hint, local = settings.bundle_refresh_hint, settings.federation_allow_local
+    jwt_keys = JwtKeys(store, keystore, clock, refresh_hint=hint, period=settings.jwt_key_period)
     services = Services(
         store=store,
         authorities=authorities,
@@ -103,11 +121,23 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         tokens=tokens,
         issuance=issuance,
         revoker=Revoker(store, rulebook, clock),
+        jwt_keys=jwt_keys,
+        jwt=JwtIssuance(store, authorities, jwt_keys, rulebook, clock),
+        bundles=Bundles(store, authorities, jwt_keys, refresh_hint=hint),
+        federation=Federation(
+            store, authorities, clock, EndpointFetcher(fetcher, ca_file=settings.federation_ca, local=local), local=local
+        ),
+        suggestions=(suggestions := Suggestions(store)),
+        rotations=Rotations(store, authorities, suggestions, clock),
+        progress=Progresses(store, clock),
+        contacts=Contacts(store),
         clock=clock,
         tiles=storage,
         cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
         log_signer=signer,
         oidc=oidc,
+        clusters=clusters,
+        evidence=EvidenceVerifier(oidc, clusters, Challenges(_log_key(keystore).private_bytes_raw(), clock), clock),
         principal_limit=Limiter(settings.rate_principal, max(1, round(settings.rate_principal * BURST_SECONDS)), clock),
         refused_limit=Limiter(settings.rate_refused, max(1, round(settings.rate_refused * BURST_SECONDS)), clock),
         problems=Readiness(store, authorities, health, settings.data),

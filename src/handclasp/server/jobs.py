@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from sqlalchemy import delete, select
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.cosign import WitnessClient
 from handclasp.log.sequencer import Sequencer
+from handclasp.server.federate import FederationJob
+from handclasp.server.fleet import FleetWatch
 from handclasp.server.health import LAG_LIMIT, Health
 from handclasp.server.instance import Instance
 from handclasp.server.own import OwnCertificate
 from handclasp.server.scrub import Scrub
+from handclasp.server.web import WebCertificate
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
 
@@ -32,6 +36,11 @@ CRL_EVERY = 0.5  # seconds; the budget from revocation to publication is two
 WITNESS_EVERY = 5.0
 SCRUB_EVERY = 60.0
 WATCH_EVERY = 1.0
+ROTATE_EVERY = 1.0
+AGENTS_EVERY = 30.0
+AGENTS_REST = 50  # times as long as the last count of agents took: never more than 2 % of the time
+JWT_KEYS_EVERY = 0.5
+FEDERATION_EVERY = 2.0  # looks at what is due; each trust domain says how often it is
 HOUSEKEEPING_EVERY = 3600.0
 REPLAY_LEEWAY = 300_000  # ms beyond a token's end for which its id is remembered: more than the clock skew that is accepted
 LEADING = ".leading"
@@ -46,9 +55,10 @@ _log = structlog.get_logger("handclasp.jobs")
 class Jobs:
     """The jobs of one process."""
 
-    def __init__(self, instance: Instance, own: OwnCertificate) -> None:
+    def __init__(self, instance: Instance, own: OwnCertificate, web: WebCertificate | None = None) -> None:
         self._instance = instance
         self._own = own
+        self._web = web
         self._health = instance.health
         self._tasks: list[asyncio.Task[None]] = []
         self._sequencer: Sequencer | None = None
@@ -56,7 +66,12 @@ class Jobs:
 
     def start(self) -> None:
         """Begin; from inside the event loop."""
-        for name, work in (("own-certificate", self._renew_own), ("leader", self._lead), ("watch", self._keep_watching)):
+        for name, work in (
+            ("own-certificate", self._renew_own),
+            ("leader", self._lead),
+            ("watch", self._keep_watching),
+            ("agents", self._keep_judging),
+        ):
             self._tasks.append(asyncio.get_running_loop().create_task(work(), name=name))
 
     async def stop(self) -> None:
@@ -77,6 +92,8 @@ class Jobs:
             await asyncio.sleep(1)
             with _reported("own-certificate", self._health):
                 await self._own.renew_if_due()
+            if self._web is not None:
+                await self._web.refresh()
 
     async def _lead(self) -> None:
         """Become the leader as soon as nobody else is, then run what one process does alone."""
@@ -90,6 +107,15 @@ class Jobs:
     async def _keep_watching(self) -> None:
         await _every(WATCH_EVERY, "watch", self._watch, self._health)
 
+    async def _keep_judging(self) -> None:
+        """Count agents and missed renewals, less often where that takes long."""
+        watch = FleetWatch(self._instance.store, self._instance.services.clock)
+        while True:
+            began = time.monotonic()
+            with _reported("agents", self._health):
+                await watch.run()
+            await asyncio.sleep(max(AGENTS_EVERY, AGENTS_REST * (time.monotonic() - began)))
+
     async def _run_alone(self) -> None:
         """Run what one process does alone. Nothing here waits for anything else: revocations are published whatever the log is like."""
         services = self._instance.services
@@ -98,6 +124,9 @@ class Jobs:
             (SEQUENCE_EVERY, "log", self._sequence),
             (CRL_EVERY, "crl", self._publish_crls),
             (SCRUB_EVERY, "scrub", scrub.run),
+            (ROTATE_EVERY, "rotation", self._rotate),
+            (JWT_KEYS_EVERY, "jwt-keys", self._keep_jwt_keys),
+            (FEDERATION_EVERY, "federation", FederationJob(services.federation, services.clock).run),
             (HOUSEKEEPING_EVERY, "housekeeping", self._housekeeping),
         ]
         if self._instance.witnesses:
@@ -157,6 +186,18 @@ class Jobs:
         for name, shard in await services.crls.publish_dirty():
             _log.debug("crl published", authority=name, shard=shard)
 
+    async def _rotate(self) -> None:
+        """Go on with rotations that were begun, and are not told to all their certificates."""
+        for rotation in await self._instance.services.rotations.resume():
+            _log.info("rotation told", rotation=rotation)
+
+    async def _keep_jwt_keys(self) -> None:
+        """Make, take turns with, and take out the keys of JWT-SVIDs."""
+        services = self._instance.services
+        await services.authorities.refresh()
+        for what in await services.jwt_keys.step(services.authorities.trust_domains):
+            _log.info("jwt key", what=what)
+
     def _witness(self) -> Callable[[], Awaitable[None]]:
         clients = [WitnessClient(vkey, url, self._instance.fetcher.post) for vkey, url in self._instance.witnesses]
 
@@ -180,6 +221,7 @@ class Jobs:
         rules = await services.rulebook.current()
         for name in await services.authorities.warn_expiring(rules.longest_lifetime):
             _log.warning("authority ends soon", authority=name)
+        await services.progress.settle()
         old = tables.replay.c.expires_at < services.clock() - REPLAY_LEEWAY
         await self._instance.store.ledger.commit(Write([], [Change(delete(tables.replay).where(old))]))
 

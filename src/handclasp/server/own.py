@@ -9,32 +9,45 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from handclasp.access.grants import server_identity
 from handclasp.access.principals import ServerPrincipal
 from handclasp.client.material import Credential
 from handclasp.errors import HandclaspError, Kind
-from handclasp.issuance.request import IssuanceRequest, Source
+from handclasp.issuance.request import IssuanceRequest, IssuedCertificate, Source
 from handclasp.pki import keys
 from handclasp.pki.chains import to_pem
 from handclasp.pki.names import in_dns_zone
+from handclasp.pki.profiles import BUILT_IN
 from handclasp.server.instance import Instance
 from handclasp.server.tls import SwappableTls
 
 
 class OwnCertificate:
-    """Keeps a listener's TLS at a certificate that is valid, and its trust at the authorities there are."""
+    """Keeps the TLS of every listener at a certificate that is valid, and its trust at the authorities there are."""
 
-    def __init__(self, instance: Instance, tls: SwappableTls) -> None:
+    def __init__(self, instance: Instance, *listeners: SwappableTls) -> None:
         self._instance = instance
-        self._tls = tls
+        self._listeners = listeners
         self._renew_at = 0
         self._anchors = b""
+        self._issued: IssuedCertificate | None = None
+        self._tag = ""
 
     async def renew_if_due(self) -> None:
         """Renew the certificate when its time has come, or swap the trust when authorities changed."""
         services = self._instance.services
         await services.authorities.refresh()
-        if services.clock() >= self._renew_at or self._trusted() != self._anchors:
+        if services.clock() >= self._renew_at or self._trusted() != self._anchors or await self._is_rotated():
             await self.renew()
+
+    async def _is_rotated(self) -> bool:
+        """Tell whether a rotation that began since wants this certificate replaced; looks only when anything has changed."""
+        services = self._instance.services
+        tag = await services.suggestions.tag()
+        if tag == self._tag or self._issued is None:
+            return False
+        self._tag = tag
+        return await services.rotations.concerns(self._issued.identity, self._issued.authority, self._issued.log_entry)
 
     async def renew(self) -> None:
         """Make a key, have it certified, and serve it from the next connection on."""
@@ -44,21 +57,23 @@ class OwnCertificate:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
         dns, ip = self._names()
-        profile = (await services.rulebook.current()).profiles["server"]
+        profile = BUILT_IN["workload"]  # an X.509-SVID, so that a bundle endpoint can be known by its SPIFFE ID, and our names besides
         request = IssuanceRequest(
             principal=ServerPrincipal(trust_domain=trust_domain, dns=dns, ip=ip),
             csr=csr.public_bytes(Encoding.DER),
             source=Source("server"),
+            identity=server_identity(trust_domain),
             dns=dns,
             ip=ip,
-            profile="server",
+            profile=profile.name,
             ttl=max(profile.min_lifetime, min(settings.server_cert_lifetime, profile.max_lifetime)),
         )
         issued = await services.issuance.issue(request)
         anchors = self._trusted()
         certificate = (to_pem(issued.der) + issued.chain_pem).encode()
-        self._tls.swap(Credential(certificate, keys.to_pem(key)), anchors, issued.not_after)
-        self._renew_at, self._anchors = issued.renew_after, anchors
+        for tls in self._listeners:
+            tls.swap(Credential(certificate, keys.to_pem(key)), anchors, issued.not_after)
+        self._renew_at, self._anchors, self._issued = issued.renew_after, anchors, issued
 
     def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the DNS names and addresses to be called by: of the default names, those that the authority's zones allow."""

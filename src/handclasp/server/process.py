@@ -9,22 +9,28 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from handclasp import __version__
 from handclasp.api.app import make_app
 from handclasp.api.table import API, PLAIN_HTTP
+from handclasp.doors.spiffe.bundle import PATH as BUNDLE_PATH
+from handclasp.doors.spiffe.bundle import BundleEndpoint
 from handclasp.log.entries import make_entry
 from handclasp.server.instance import Instance, open_instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.own import OwnCertificate
 from handclasp.server.settings import Settings, parse_listen
 from handclasp.server.tls import PeerCertificateProtocol, SwappableTls
+from handclasp.server.web import WebCertificate
 from handclasp.store.writes import Write
+
+if TYPE_CHECKING:
+    from handclasp.server.grpc import GrpcListener
 
 GRACE = 10  # seconds that requests under way may take to end at shutdown
 _log = structlog.get_logger("handclasp.server")
@@ -65,36 +71,52 @@ def address_of(bound: socket.socket) -> str:
 
 
 async def serve(
-    settings: Settings, https: socket.socket, http: socket.socket | None, *, worker: int = 0, ready: Callable[[], None]
+    settings: Settings,
+    https: socket.socket,
+    http: socket.socket | None,
+    grpc: socket.socket | None = None,
+    *,
+    worker: int = 0,
+    ready: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; ``ready`` is called once everything listens."""
     started = time.monotonic()
     instance = await open_instance(settings, worker=worker, migrate=False)
     try:
-        await _serve(instance, https, http, ready, started)
+        await _serve(instance, https, http, grpc, ready, started)
     finally:
         await instance.close()
 
 
-async def _serve(instance: Instance, https: socket.socket, http: socket.socket | None, ready: Callable[[], None], started: float) -> None:
+async def _serve(
+    instance: Instance,
+    https: socket.socket,
+    http: socket.socket | None,
+    grpc: socket.socket | None,
+    ready: Callable[[], None],
+    started: float,
+) -> None:
     tls = SwappableTls(tls12=instance.settings.tls12)
-    own = OwnCertificate(instance, tls)
+    mesh_tls = SwappableTls(tls12=instance.settings.tls12, alpn="h2")
+    own, web = OwnCertificate(instance, tls, mesh_tls), WebCertificate(instance.settings, tls)
     await own.renew()
-    jobs = Jobs(instance, own)
+    jobs = Jobs(instance, own, web)
     jobs.start()
     report = instance.health.report
-    servers = [(_make_server(make_app(API, instance.services, report=report), tls), https)]
+    servers = [(_make_server(_with_doors(instance, make_app(API, instance.services, report=report)), tls), https)]
     if http is not None:
         servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http", report=report), None), http))
     stop = _stop_on_signal()
     loop = asyncio.get_running_loop()
     running = [loop.create_task(server.serve(sockets=[bound]), name=address_of(bound)) for server, bound in servers]
+    mesh = await _start_grpc(instance, mesh_tls, grpc) if grpc is not None else None
     async with _beside(_close_slow([server for server, _ in servers], instance.settings.request_timeout)):
         while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
             await asyncio.sleep(0.005)
         await _log_start(instance)
         seconds = round(time.monotonic() - started, 3)
-        _log.info("serving", https=address_of(https), http=address_of(http) if http else "off", seconds=seconds)
+        listeners = {name: address_of(bound) if bound else "off" for name, bound in (("https", https), ("http", http), ("grpc", grpc))}
+        _log.info("serving", **listeners, seconds=seconds)
         _settle_memory()
         ready()
         stopped = asyncio.create_task(stop.wait())
@@ -102,9 +124,31 @@ async def _serve(instance: Instance, https: socket.socket, http: socket.socket |
         stopped.cancel()
         for server, _ in servers:
             server.should_exit = True
-        await asyncio.gather(*running)
+        await asyncio.gather(*running, *([mesh.stop(GRACE)] if mesh is not None else []))
     await jobs.stop()
     _log.info("stopped")
+
+
+async def _start_grpc(instance: Instance, tls: SwappableTls, bound: socket.socket) -> GrpcListener:
+    """Serve the doors that speak gRPC. Most servers have none of them, and need not load what they stand on."""
+    from handclasp.doors.istio.service import IstioDoor
+    from handclasp.server.grpc import GrpcListener
+
+    doors = [IstioDoor(instance.services, instance.health.report)]
+    listener = GrpcListener([door.mapping() for door in doors], tls, limit=instance.settings.request_timeout)
+    await listener.start(bound)
+    return listener
+
+
+def _with_doors(instance: Instance, app: ASGIApp) -> ASGIApp:
+    """Return the application of the HTTPS listener: the API, and the doors that speak HTTP in their own way."""
+    bundles = instance.services.bundles
+    endpoint = BundleEndpoint(bundles.own, bundles.refresh_hint)
+
+    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+        await (endpoint if scope["path"].startswith(BUNDLE_PATH) else app)(scope, receive, send)
+
+    return choose
 
 
 @contextlib.asynccontextmanager

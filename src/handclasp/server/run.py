@@ -56,28 +56,33 @@ def ca_file(settings: Settings) -> Path:
 def _start(settings: Settings, *, make: bool) -> int:
     configure(settings)
     with DataLock(settings):
-        https, http = _bind_all(settings)
+        https, http, grpc = _bind_all(settings)
         if make:
             _run(initialise(settings, http_url=public_http(settings, http[0] if http else None)))
         _run(_write_ca_file(settings))
         if settings.workers == 1:
-            _run(process.serve(settings, https[0], http[0] if http else None, ready=lambda: _ready(settings, https[0], http)))
+            _run(process.serve(settings, *_of_worker(0, https, http, grpc), ready=lambda: _ready(settings, https[0], http, grpc)))
             return 0
 
         def work(worker: int, ready: Callable[[], None]) -> None:
-            _run(process.serve(settings, https[worker], http[worker] if http else None, worker=worker, ready=ready))
+            _run(process.serve(settings, *_of_worker(worker, https, http, grpc), worker=worker, ready=ready))
 
-        return Supervisor(int(settings.workers), work, lambda: _ready(settings, https[0], http)).run()
+        return Supervisor(int(settings.workers), work, lambda: _ready(settings, https[0], http, grpc)).run()
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(work)
 
 
-def _bind_all(settings: Settings) -> tuple[list[socket], list[socket]]:
+def _bind_all(settings: Settings) -> tuple[list[socket], list[socket], list[socket]]:
     """Bind every listener before anything else is done, so that a taken port is the first thing one hears of."""
     count = int(settings.workers)
-    return _bind(settings.https, count), [] if settings.http == "off" else _bind(settings.http, count)
+    http, grpc = ([] if listen == "off" else _bind(listen, count) for listen in (settings.http, settings.grpc))
+    return _bind(settings.https, count), http, grpc
+
+
+def _of_worker(worker: int, https: list[socket], http: list[socket], grpc: list[socket]) -> tuple[socket, socket | None, socket | None]:
+    return https[worker], http[worker] if http else None, grpc[worker] if grpc else None
 
 
 def _bind(listen: str, count: int) -> list[socket]:
@@ -120,12 +125,12 @@ async def _write_ca_file(settings: Settings) -> None:
         await instance.close()
 
 
-def _ready(settings: Settings, https: socket, http: list[socket]) -> None:
+def _ready(settings: Settings, https: socket, http: list[socket], grpc: list[socket]) -> None:
     """Say that everything listens: to people on standard error, to scripts in the ready file."""
     facts = {
         "https": f"https://{_reachable(process.address_of(https))}",
         "http": f"http://{_reachable(process.address_of(http[0]))}" if http else None,
-        "grpc": None,
+        "grpc": _reachable(process.address_of(grpc[0])) if grpc else None,
         "ca_file": str(ca_file(settings)),
         "admin_token_file": str(admin_token_file(settings)),
         "log_vkey_file": str(settings.data / "log.vkey"),

@@ -83,7 +83,7 @@ class Settings:
     name: tuple[str, ...] = _setting(
         "list", (), "DNS name or IP address that clients use for this server (repeatable; default: host name, localhost, 127.0.0.1)."
     )
-    grpc: str = _setting("text", "off", "gRPC listener; off is the only value in this version, which has no protocol to serve there.")
+    grpc: str = _setting("text", "off", "gRPC listener for the CA protocols of meshes, HOST:PORT (8444 is usual) or off.")
     http_url: str = _setting("text", "", "Public address of the HTTP listener, put into certificates for CRLs (default: http://NAME:PORT).")
     workers: int = _setting("number", 1, "Server processes; more than one needs PostgreSQL.")
     ready_file: Path | None = _setting("path", None, "File to write once everything listens: addresses, CA file, admin token file (JSON).")
@@ -95,7 +95,7 @@ class Settings:
     pkcs11_module: str = _setting("text", "", "PKCS#11 library for keys in an HSM.")
     crl_shards: int = _setting("number", 16, "CRL shards of a new issuing authority; fixed for its life.")
     crl_lifetime: float = _setting("duration", "24h", "Time a CRL is valid; it is renewed at half of it.")
-    server_cert_lifetime: float = _setting("duration", "24h", "Lifetime of the server's own certificate.")
+    server_cert_lifetime: float = _setting("duration", "24h", "Lifetime of the server's own certificate, 24h at most.")
     renewal_grace: float = _setting(
         "duration", "10m", "How long a superseded certificate may still be used to renew, for an answer that got lost."
     )
@@ -111,6 +111,22 @@ class Settings:
         "list", (), "Witness to ask for a cosignature of each checkpoint: its verifier key, a space, its URL (repeatable)."
     )
     oidc_allow_http: bool = _setting("flag", False, "Allow OIDC issuers on plain HTTP and loopback addresses (test set-ups).")
+    cluster_tokens: Path | None = _setting(
+        "path",
+        None,
+        "Directory of the token files that the policy's clusters name, for their API servers (default: clusters in the data directory).",
+    )
+    bundle_refresh_hint: float = _setting(
+        "duration", "5m", "How often others should fetch our bundles; a key of JWT-SVIDs is in them for four times as long before it signs."
+    )
+    jwt_key_period: float = _setting("duration", "7d", "How long a key signs JWT-SVIDs before its successor takes over.")
+    web_name: str = _setting("text", "", "Name under which the HTTPS listener shows a Web PKI certificate; for others it has its own.")
+    web_certificate: Path | None = _setting("path", None, "The certificate for web_name with its chain, PEM; read again when it changes.")
+    web_key: Path | None = _setting("path", None, "The private key of web_certificate, PEM.")
+    federation_ca: Path | None = _setting(
+        "path", None, "CA certificates (PEM) to trust for https_web bundle endpoints besides the system's, such as a private Web PKI."
+    )
+    federation_allow_local: bool = _setting("flag", False, "Allow bundle endpoints of federation on loopback addresses (test set-ups).")
     log_level: str = _setting("text", "info", "debug, info, warning or error.")
     log_format: str = _setting("text", "auto", "json, text, or auto: text on a terminal.")
 
@@ -169,18 +185,31 @@ class Settings:
             found.append("workers: more than one needs PostgreSQL: set database to postgresql://…")
         if not 1 <= self.crl_shards <= 4096:
             found.append("crl_shards must be between 1 and 4096")
-        for name in ("https", "http"):
+        for name in ("https", "http", "grpc"):
             value = getattr(self, name)
             if value != "off":
                 try:
                     parse_listen(value)
                 except HandclaspError as error:
                     found.append(f"{name}: {error.detail}")
-        if self.grpc != "off":
-            found.append("grpc: this version has no gRPC listener; leave it off")
         if self.https == "off":
             found.append("https cannot be off: the API is served there")
-        return found + self._bad_values() + self._bad_names()
+        return found + self._bad_values() + self._bad_names() + self._bad_federation()
+
+    def _bad_federation(self) -> list[str]:
+        found = []
+        if self.bundle_refresh_hint < 1:
+            found.append("bundle_refresh_hint must be at least 1s")
+        if self.jwt_key_period < 8 * self.bundle_refresh_hint:
+            found.append("jwt_key_period must be at least 8 times bundle_refresh_hint: keys are published for 4 of them before they sign")
+        if len({bool(self.web_name), self.web_certificate is not None, self.web_key is not None}) > 1:
+            found.append("web_name, web_certificate and web_key belong together: set all of them, or none")
+        try:
+            if self.web_name and check_dns(self.web_name, wildcard=False) != self.web_name:
+                found.append("web_name: write it in lower case")
+        except HandclaspError as error:
+            found.append(f"web_name: {error.detail}")
+        return found
 
     def _bad_values(self) -> list[str]:
         choices = (

@@ -24,7 +24,7 @@ MAX_HEAD = 65_536
 """Bytes of request line and headers together. A token has 16 KiB at most, and nothing else here needs as many."""
 
 
-class _OneWrite:
+class OneWrite:
     """A transport that joins what is written in one turn of the event loop.
 
     uvicorn writes the head and the body of an answer one after the other; together they are one TLS record and one system call, which
@@ -64,7 +64,7 @@ class PeerCertificateProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Remember who is at the other end."""
-        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
         self.reading_since: float | None = self.loop.time()
         """Since when we wait for the rest of a head, or of a body that nobody reads any more; None while the application works."""
         self._head_size = 0
@@ -153,9 +153,12 @@ class SwappableTls:
     context instead would only ever add trust, never take it away.
     """
 
-    def __init__(self, *, tls12: bool = False) -> None:
+    def __init__(self, *, tls12: bool = False, alpn: str = "http/1.1") -> None:
+        self._alpn = alpn
         self._minimum = ssl.TLSVersion.TLSv1_2 if tls12 else ssl.TLSVersion.TLSv1_3
         self._current: ssl.SSLContext | None = None
+        self._named: dict[str, tuple[Credential, ssl.SSLContext]] = {}
+        self._anchors = b""
         self.outer = self._new_context()
         self.outer.sni_callback = self._choose
         self.not_after = 0
@@ -170,11 +173,26 @@ class SwappableTls:
         # A resumed session is not verified again: with tickets, a certificate whose authority was removed would still be let in.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([self._alpn])
         return context
 
-    def _choose(self, connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = self._current
+    def _choose(self, connection: Any, name: str | None, _context: ssl.SSLContext) -> None:
+        named = self._named.get(name.lower()) if name and self._named else None
+        connection.context = self._current if named is None else named[1]
+
+    def serve_name(self, name: str, credential: Credential) -> None:
+        """Serve another certificate to clients that ask for exactly this name, from the next connection on; the rest stays as it is.
+
+        Raises as :meth:`swap`, and leaves everything as it was then.
+        """
+        self._named = {**self._named, name: (credential, self._make_named(credential, self._anchors))}
+
+    def _make_named(self, credential: Credential, client_anchors: bytes) -> ssl.SSLContext:
+        context = self._new_context()
+        load_credential(context, credential)
+        if client_anchors:
+            load_trust(context, client_anchors)
+        return context
 
     def swap(self, credential: Credential, client_anchors: bytes, not_after: int) -> None:
         """Serve this certificate and trust these anchors (PEM) for client certificates, from the next connection on.
@@ -184,6 +202,8 @@ class SwappableTls:
         fresh = self._new_context()
         load_credential(fresh, credential)
         load_trust(fresh, client_anchors)
+        named = {name: (own, self._make_named(own, client_anchors)) for name, (own, _) in self._named.items()}
         if self._current is None:  # the outer one needs any certificate to be able to begin a handshake
             load_credential(self.outer, credential)
         self._current, self.not_after = fresh, not_after
+        self._named, self._anchors = named, client_anchors

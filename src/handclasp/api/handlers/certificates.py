@@ -14,7 +14,7 @@ from sqlalchemy.sql import ColumnElement, Select
 from handclasp.access.authorize import Allowed, check_scope
 from handclasp.api.paging import page, read_cursor, read_limit, read_sha256, read_text, write_cursor
 from handclasp.api.problems import to_problem
-from handclasp.api.routes import Call, Plain, tagged
+from handclasp.api.routes import Call
 from handclasp.clock import parse_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import IssuanceRequest, IssuedCertificate
@@ -31,11 +31,9 @@ from handclasp.wire import (
     IdentityList,
     Issued,
     IssueRequest,
-    RenewalInfo,
     RenewRequest,
     Revoked,
     RevokeRequest,
-    to_json,
 )
 
 _log = logging.getLogger("handclasp.api")
@@ -276,23 +274,6 @@ def _to_certificate(row: Row[Any], now: int) -> Certificate:
 
 def _reason(code: int | None) -> str | None:
     return next((name for name, value in REASONS.items() if value == code), None) if code is not None else None
-
-
-async def renewal_info(call: Call) -> Plain:
-    """Say when one certificate should be renewed, as things are now; its holder and readers of certificates may ask."""
-    sha256 = read_sha256(call.path["sha256"])
-    if call.client_certificate != sha256 and not isinstance(check_scope(call.principal, "certificates:read"), Allowed):
-        raise HandclaspError(Kind.NOT_ALLOWED, "only its holder or a reader of certificates may ask when to renew this certificate")
-    row = await call.services.store.row(_query().where(tables.certificate.c.sha256 == sha256))
-    if row is None:
-        raise HandclaspError(Kind.NOT_FOUND, "no certificate with this fingerprint was issued here")
-    info = RenewalInfo(
-        sha256=sha256.hex(),
-        renew_after=rfc3339(row.renew_after),
-        renew_before=rfc3339(row.renew_before),
-        state=_state(row, call.services.clock()),
-    )
-    return tagged(to_json(info), "application/json")
 
 
 async def list_identities(call: Call) -> IdentityList:

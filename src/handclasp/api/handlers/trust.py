@@ -13,13 +13,9 @@ from handclasp.api.routes import Call, Plain, tagged
 from handclasp.clock import from_datetime, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import keys
-from handclasp.pki.bundles import pem_bundle, spiffe_bundle
 from handclasp.pki.chains import to_pem
 from handclasp.store import tables
 from handclasp.wire import Authority, AuthorityList, Bundle, BundleList, Done, Published
-
-BUNDLE_REFRESH = 300
-"""Seconds after which a bundle should be fetched again (SPIFFE Trust Domain and Bundle 4.1.2: spiffe_refresh_hint)."""
 
 
 async def list_authorities(call: Call) -> AuthorityList:
@@ -82,35 +78,33 @@ async def publish_crl(call: Call) -> Published:
 
 
 async def list_bundles(call: Call) -> BundleList:
-    """List the trust domains served here, with their anchors."""
+    """List the trust domains served here, with their anchors; federated ones are not among them."""
     authorities = call.services.authorities
     await authorities.refresh()
     return BundleList(items=[Bundle(trust_domain=name, pem=authorities.bundle_pem(name)) for name in authorities.trust_domains])
 
 
 async def spiffe_trust_bundle(call: Call) -> Plain:
-    """Serve a trust domain's bundle in the SPIFFE format."""
-    anchors = await _anchors(call)
-    data = spiffe_bundle(anchors, call.services.authorities.bundle_sequence(call.path["trust_domain"]), BUNDLE_REFRESH)
-    return tagged(data, "application/json", BUNDLE_REFRESH)
+    """Serve a trust domain's bundle in the SPIFFE format: ours, or a federated one as it was fetched."""
+    bundles = call.services.bundles
+    return tagged(await bundles.spiffe(call.path["trust_domain"]), "application/json", bundles.refresh_hint)
 
 
 async def pem_trust_bundle(call: Call) -> Plain:
-    """Serve a trust domain's anchors as PEM."""
-    return tagged(pem_bundle(await _anchors(call)).encode(), "application/x-pem-file", BUNDLE_REFRESH)
+    """Serve a trust domain's anchors as PEM: ours, or a federated one's."""
+    bundles = call.services.bundles
+    return tagged((await bundles.pem(call.path["trust_domain"])).encode(), "application/x-pem-file", bundles.refresh_hint)
 
 
-async def _anchors(call: Call) -> list[bytes]:
+async def _check_served(call: Call) -> None:
     await call.services.authorities.refresh()
-    anchors = list(call.services.authorities.anchors(call.path["trust_domain"]))
-    if not anchors:
+    if not call.services.authorities.anchors(call.path["trust_domain"]):
         raise HandclaspError(Kind.NOT_FOUND, "this trust domain is not served here")
-    return anchors
 
 
 async def trust_domain_crls(call: Call) -> Plain:
     """Serve every CRL of a trust domain in one PEM file, as nginx, HAProxy and others read them."""
-    await _anchors(call)
+    await _check_served(call)
     text, etag = await call.services.crls.get_bundle_pem(call.path["trust_domain"])
     return Plain(text.encode(), "application/x-pem-file", etag)
 
