@@ -57,7 +57,7 @@ def test_everything(tmp_path: Path) -> None:
     )
     assert (web.name, web.profile, web.key_type, web.ttl) == ("spiffe://example.org/prod/web", "workload", "p384", "1h")
     assert (db.name, db.profile, db.targets) == ("dns:db.example.org", "server", ())
-    assert (first.place.mode, first.place.owner, first.place.group, first.place.combine) == (0o640, 0, 0, True)
+    assert (first.place.mode, first.place.owner, first.place.group, first.place.combine) == (0o640, 0, 0, "certificate-first")
     assert first.reload == Reload((), signal.SIGHUP, Path("/run/nginx.pid"))
     assert first.look == Look("::1", 443, "web.example.org")
     assert second.reload == Reload(("systemctl", "reload", "web"))
@@ -95,7 +95,7 @@ def test_another_ttl_is_another_certificate_and_another_target_is_not(tmp_path: 
         (", pidfile: /run/nginx.pid", "", 21, "either a command"),
         ("[::1]:443", "localhost", 22, "host:port"),
         ("- dns: [db.example.org]", "- profile: server", 26, "needs a SPIFFE ID"),
-        ("- dns: [db.example.org]", "- identity: spiffe://example.org/prod/web", 5, "more than once"),
+        ("- dns: [db.example.org]", "- identity: spiffe://example.org/prod/web", 26, "more than once"),
     ],
 )
 def test_mistakes_name_their_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handclasp.agent.decide import FAR, Ask, Deliver, Held, Issue, Renew, TargetView, View, condition, decide
+from handclasp.agent.decide import FAR, Deliver, Held, Issue, Renew, TargetView, View, condition, decide
 
 NOW = 1_800_000_000_000
 HELD = Held("aa", NOW + 20_000, NOW + 10_000, NOW + 12_000, "w")
@@ -34,8 +34,6 @@ T, OLD, FAILED = TargetView("t", "new", "new"), TargetView("t", "new", "old"), T
         ("delivery failed: wait", View("w", HELD, (FAILED,)), 0, [], 4_000, "failed"),
         ("delivery failed: again", View("w", HELD, (FAILED,)), 4_000, [Deliver], 10_000, "failed"),
         ("renew before delivering what is about to be replaced", View("w", HELD, (OLD,)), 10_000, [Renew, Deliver], 10_001, "renewing"),
-        ("time to ask", View("w", HELD, (T,), next_ask=NOW + 5_000), 5_000, [Ask], 5_001, "ok"),
-        ("not time to ask yet", View("w", HELD, (T,), next_ask=NOW + 5_000), 0, [], 5_000, "ok"),
         (
             "the clock went back a day after a failure: not a day of waiting",
             View("w", None, failures=1, next_attempt=NOW + 86_400_000),
@@ -64,7 +62,6 @@ views = st.builds(
     ).map(tuple),
     failures=st.integers(0, 3),
     next_attempt=times,
-    next_ask=times,
     blocked=st.booleans(),
     can_issue=st.booleans(),
 )

@@ -14,7 +14,8 @@ import pytest
 
 from handclasp.agent.commands import run_command, send_signal
 from handclasp.agent.config import Files, Look, Reload, Target
-from handclasp.agent.deliver import Content, deliver, render
+from handclasp.agent.content import Content
+from handclasp.agent.deliver import deliver
 from handclasp.agent.generations import File, Generations
 from handclasp.agent.look import Interrupted, look
 from handclasp.client import TLSContext
@@ -65,19 +66,19 @@ def test_all_files_change_together_and_old_ones_are_pruned(tmp_path: Path) -> No
 
 def test_the_forms_of_files(tmp_path: Path) -> None:
     what = content(crl=b"crl")
-    files = render(Files(tmp_path, combine=True, include_root=True, crl=True, mode=0o640), what)
+    files = Files(tmp_path, combine="certificate-first", include_root=True, crl=True, mode=0o640).render(what)
     root = pem(AUTHORITY.root).encode()
     assert files["cert.pem"].data == what.certificate + what.chain + root
     assert files["combined.pem"].data == files["cert.pem"].data + what.key
     assert (files["combined.pem"].mode, files["key.pem"].mode, files["bundle.pem"].mode) == (0o640, 0o640, 0o644)
     assert files["crl.pem"].data == b"crl"
-    assert render(Files(tmp_path), what).keys() == {"key.pem", "cert.pem", "chain.pem", "bundle.pem"}
+    assert Files(tmp_path).render(what).keys() == {"key.pem", "cert.pem", "chain.pem", "bundle.pem"}
 
 
 def test_paths_become_links_and_files_that_were_there_are_the_way_back(tmp_path: Path) -> None:
     old, paths = content(), {name: tmp_path / "etc" / f"my-{name}" for name in ("key.pem", "cert.pem", "bundle.pem")}
     (tmp_path / "etc").mkdir()
-    for name, file in render(Files(tmp_path), old).items():
+    for name, file in Files(tmp_path).render(old).items():
         if name in paths:
             paths[name].write_bytes(file.data)
     place = Files(tmp_path / "home", tuple(paths.items()))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import ssl
 import threading
 from collections.abc import Callable
+from urllib.parse import quote
+
+import msgspec
 
 from handclasp.agent.generations import replace_file
 from handclasp.agent.state import StateDirectory
@@ -13,13 +17,19 @@ from handclasp.client.api import ApiClient, Text
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.chains import split_pem
 
+_log = logging.getLogger("handclasp.agent")
+Change = Callable[[str], None]
+"""Called with the trust domain of which something has changed; quick, and raising nothing."""
+
 
 class Anchors:
     """The bundles of all trust domains that an agent has to do with. Methods may be called from several threads."""
 
-    def __init__(self, state: StateDirectory, client: ApiClient) -> None:
-        self._state, self._client = state, client
+    def __init__(self, state: StateDirectory, client: ApiClient, hurry: Callable[[], None] = lambda: None) -> None:
+        self._state, self._client, self._hurry = state, client, hurry
         self._lock = threading.Lock()
+        self._watched: set[str] = set()
+        self._listeners: list[Change] = []
         self._held: dict[str, bytes] = {}
         self._tags: dict[str, str] = {}
 
@@ -31,6 +41,28 @@ class Anchors:
         """Return all CRLs (PEM), or nothing."""
         return self._get(f"{trust_domain}.crl.pem")
 
+    def jwks(self, trust_domain: str) -> bytes:
+        """Return the bundle as SPIFFE JWKS (JSON), or nothing; it is there for what is watched."""
+        return self._get(f"{trust_domain}.jwks.json")
+
+    def watch(self, trust_domain: str, on_change: Change | None = None) -> None:
+        """Have everything of a trust domain (bundle, CRLs, JWKS) refreshed from now on, the first time very soon.
+
+        ``on_change`` hears of changes of every trust domain, in a worker thread.
+        """
+        with self._lock:
+            new = trust_domain not in self._watched
+            self._watched.add(trust_domain)
+            if on_change is not None and on_change not in self._listeners:
+                self._listeners.append(on_change)
+        if new:
+            self._hurry()
+
+    def watched(self) -> set[str]:
+        """Return what is watched."""
+        with self._lock:
+            return set(self._watched)
+
     def offer(self, trust_domain: str, bundle: str) -> bool:
         """Take a bundle that came with a certificate where there is none yet; return whether it is the one that is held now."""
         data = normalized(bundle)
@@ -41,10 +73,29 @@ class Anchors:
 
     def refresh(self, trust_domain: str, *, crl: bool) -> bool:
         """Ask the server for what has changed; return whether something has. Raises what the client raises."""
+        watched = trust_domain in self.watched()
         changed = self._refresh(f"{trust_domain}.pem", lambda tag: self._client.bundle(trust_domain, etag=tag), normalized)
-        if crl:
-            changed |= self._refresh(f"{trust_domain}.crl.pem", lambda tag: self._client.crls(trust_domain, etag=tag), str.encode)
+        if crl or watched:
+            try:
+                changed |= self._refresh(f"{trust_domain}.crl.pem", lambda tag: self._client.crls(trust_domain, etag=tag), str.encode)
+            except HandclaspError as error:
+                if crl or error.kind is not Kind.NOT_FOUND:  # a trust domain of others has no CRLs here
+                    raise
+        if watched:
+            path = f"/v1/bundles/{quote(trust_domain)}"
+            changed |= self._refresh(f"{trust_domain}.jwks.json", lambda tag: self._client.text(path, etag=tag), checked_jwks)
+        if changed:
+            self._tell(trust_domain)
         return changed
+
+    def _tell(self, trust_domain: str) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            try:
+                listener(trust_domain)
+            except Exception:
+                _log.exception("%s: whoever listens for its changes failed", trust_domain)
 
     def _refresh(self, name: str, fetch: Callable[[str], Text], shape: Callable[[str], bytes]) -> bool:
         answer = fetch(self._tags.get(name, ""))
@@ -65,14 +116,30 @@ class Anchors:
     def _read(self, name: str) -> bytes:
         if name not in self._held:
             try:
-                self._held[name] = (self._state.root / "anchors" / name).read_bytes()
-            except FileNotFoundError:
+                data = (self._state.root / "anchors" / name).read_bytes()
+            except OSError:
                 return b""
+            if not data.endswith((b"-----\n", b"}", b"}\n")):  # cut off by a power loss: the server has it whole
+                return b""
+            self._held[name] = data
         return self._held[name]
 
     def _put(self, name: str, data: bytes) -> None:
         replace_file(self._state.root / "anchors" / name, data, 0o644)
         self._held[name] = data
+
+
+class _Jwks(msgspec.Struct):
+    keys: list[dict[str, object]]
+
+
+def checked_jwks(text: str) -> bytes:
+    """Return a JWKS document as it came; raise ``unavailable`` for what is none."""
+    try:
+        msgspec.json.decode(text, type=_Jwks)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise HandclaspError(Kind.UNAVAILABLE, f"the server sent a bundle that is no JWKS: {error}") from error
+    return text.encode()
 
 
 def normalized(bundle: str) -> bytes:

@@ -52,11 +52,10 @@ class View:
     targets: tuple[TargetView, ...] = ()
     failures: int = 0
     next_attempt: int = 0
-    next_ask: int = FAR
     blocked: bool = False
     """The certificate held was revoked."""
     can_issue: bool = True
-    """False for the agent's own certificate: only an enrolment brings a new one."""
+    """False for the agent's own certificate where it cannot enrol again by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +80,7 @@ class Deliver:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the server whether the certificate should be renewed earlier."""
-
-
-Action: TypeAlias = Issue | Renew | Deliver | Ask
+Action: TypeAlias = Issue | Renew | Deliver
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +105,6 @@ def decide(view: View, now: int) -> Decision:
             actions.append(Deliver(target.name, "delivered for the first time" if not target.delivered else "its content has changed"))
         else:
             wakes.append(target.next_attempt)
-    if view.held is not None and now < view.held.not_after:
-        if view.next_ask <= now:
-            actions.append(Ask())
-        wakes.append(view.next_ask)
     return Decision(tuple(actions), max(min(wakes), now + 1))
 
 

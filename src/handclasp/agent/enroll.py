@@ -1,4 +1,4 @@
-"""``handclasp agent enroll``: a one-time token becomes the agent's own certificate; the token is needed nowhere after that."""
+"""``handclasp agent enroll``: a one-time token, or evidence that the server's policy takes, becomes the agent's own certificate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import socket
 from collections.abc import Mapping
 
 from handclasp import wire
+from handclasp.agent import evidence
 from handclasp.agent.anchors import normalized
 from handclasp.agent.generations import replace_file
-from handclasp.agent.keeper import keep
 from handclasp.agent.loop import own_identity
-from handclasp.agent.state import AgentFile, IdentityState, StateDirectory
+from handclasp.agent.obtain import keep
+from handclasp.agent.state import AgentFile, Enrolment, IdentityState, StateDirectory
 from handclasp.client.api import ApiClient
 from handclasp.client.csr import new_request
 from handclasp.client.first_contact import Bundle, Bundles, fetch_bundle
@@ -32,38 +33,63 @@ def enroll(
     labels: Mapping[str, str] | None = None,
     *,
     trust_domain: str | None = None,
+    enrolment: Enrolment | None = None,
     clock: Clock = system_clock,
 ) -> AgentFile:
-    """Obtain the certificate of ``spiffe://<trust domain>/agent/<name>`` and write the state directory; durable on return.
+    """Obtain the agent's certificate and write the state directory; durable on return. Enrolling again replaces the certificate.
 
-    ``name`` is the host's by default. ``trust_domain`` is needed where the server has several and first contact is not by fingerprint.
-    ``labels`` are kept beside the certificate as a note; those that policy looks at come from the token. Enrolling again replaces the
-    certificate. Raises what the server refuses with, ``conflict`` while an agent runs on ``state_dir``, ``bad_setting``.
+    By a token it is ``spiffe://<trust domain>/agent/<name>``, ``name`` the host's by default. By evidence (``enrolment`` says where it is
+    found) the policy gives the name, and ``agent.json`` remembers where, so that the running agent can enrol again by itself.
+    ``trust_domain`` is needed where the server has several and first contact is not by fingerprint. ``labels`` are kept beside the
+    certificate as a note; those that policy looks at come from the token or the policy's rule. Raises what the server refuses with,
+    ``conflict`` while an agent runs on ``state_dir``, ``bad_setting``.
     """
+    how = evidence.checked(enrolment or Enrolment())
+    by_token = how.method == "token"
     token = token or settings.token
-    if not token:
+    if by_token and not token:
         raise HandclaspError(Kind.BAD_SETTING, "an enrolment needs a token", hint="make one with `handclasp token create NAME --agent`")
-    name = name or socket.gethostname()
-    if not _NAME.fullmatch(name):
-        raise HandclaspError(Kind.BAD_SETTING, f"{name!r} cannot be an agent's name", hint="letters, digits, dots and dashes")
+    if not by_token and name is not None:
+        raise HandclaspError(Kind.BAD_SETTING, "by evidence the policy gives the name", hint="leave --name out")
     state = StateDirectory(state_dir)
     state.prepare()
     with state.lease():
         bundle = _bundle(settings, trust_domain)
-        identity = f"spiffe://{bundle.trust_domain}/agent/{name}"
-        key, csr = new_request("p256", identity=identity)
-        with ApiClient(settings.url, ca=bundle.pem if settings.ca else None, token=token) as client:
-            issued = client.issue(wire.IssueRequest(csr=csr, identity=identity, profile="agent"))
+        ca = bundle.pem if settings.ca else None
+        key, issued = _by_token(settings.url, ca, bundle.trust_domain, name, token) if by_token else _by_evidence(settings.url, ca, how)
         now = clock()
         state.own.prepare()
         replace_file(state.anchors(bundle.trust_domain), normalized(bundle.pem), 0o644)
-        keep(state.own, key, issued, own_identity(identity).digest, now, random.SystemRandom().random)
-        state.own.save(IdentityState(identity=identity, last_success=now))
+        keep(state.own, key, issued, own_identity(issued.identity).digest, now, random.SystemRandom().random)
+        state.own.save(IdentityState(identity=issued.identity, last_success=now))
         agent = AgentFile(
-            url=settings.url, identity=identity, trust_domain=bundle.trust_domain, labels=dict(labels or {}), enrolled_at=rfc3339(now)
+            url=settings.url,
+            identity=issued.identity,
+            trust_domain=bundle.trust_domain,
+            labels=dict(labels or {}),
+            enrolled_at=rfc3339(now),
+            enrolment=how,
         )
         state.save_agent(agent)
     return agent
+
+
+def _by_token(url: str, ca: str | None, trust_domain: str, name: str | None, token: str | None) -> tuple[bytes, wire.Issued]:
+    name = name or socket.gethostname()
+    if not _NAME.fullmatch(name):
+        raise HandclaspError(Kind.BAD_SETTING, f"{name!r} cannot be an agent's name", hint="letters, digits, dots and dashes")
+    identity = f"spiffe://{trust_domain}/agent/{name}"
+    key, csr = new_request("p256", identity=identity)
+    with ApiClient(url, ca=ca, token=token) as client:
+        return key, client.issue(wire.IssueRequest(csr=csr, identity=identity, profile="agent"))
+
+
+def _by_evidence(url: str, ca: str | None, how: Enrolment) -> tuple[bytes, wire.Issued]:
+    key, csr = new_request("p256", identity=None)
+    with ApiClient(url, ca=ca) as client:
+        issued = client.enrol(wire.EnrolRequest(csr=csr, evidence=evidence.gather(how, client, csr)))
+    how.again = issued.again
+    return key, issued
 
 
 def _bundle(settings: ClientSettings, trust_domain: str | None) -> Bundle:

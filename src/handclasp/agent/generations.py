@@ -62,10 +62,10 @@ class Generations:
             return []
 
     def read(self, name: str, file: str) -> bytes | None:
-        """Return one file of a generation, or None when it is not there."""
+        """Return one file of a generation (without a name: of the one that counts), or None when it cannot be read."""
         try:
-            return (self._home / name / file).read_bytes() if name else None
-        except FileNotFoundError:
+            return ((self._home / name if name else self.root / LINK) / file).read_bytes()
+        except OSError:
             return None
 
     def write(self, files: Mapping[str, File]) -> str:
@@ -108,12 +108,19 @@ class Generations:
 
     def recover(self) -> None:
         """Remove drafts that an interruption left behind."""
-        for place, pattern in ((self._home, ".new-*"), (self.root, f".{LINK}-*")):
-            for left in place.glob(pattern) if place.is_dir() else ():
+        for place, start in ((self._home, ".new-"), (self.root, f".{LINK}-")):
+            for name in _listed(place):
+                if not name.startswith(start):
+                    continue
+                left = place / name
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove one generation, as far as that is possible."""
+        shutil.rmtree(self._home / name, ignore_errors=True)
 
     def prune(self, keep: int, protect: Collection[str] = ()) -> None:
         """Remove all but the newest ``keep`` generations, never the one that counts nor one in ``protect``."""
@@ -131,6 +138,13 @@ class Generations:
             os.fchown(descriptor, self._owner, self._group)
             os.fchmod(descriptor, file.mode)
             os.fsync(descriptor)
+
+
+def _listed(place: Path) -> list[str]:
+    try:
+        return os.listdir(place)  # noqa: PTH208  (an agent does this for five hundred directories when it starts)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def sync_directory(path: Path) -> None:

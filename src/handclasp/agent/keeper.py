@@ -1,40 +1,45 @@
 """Looks after one identity: what it holds, what :mod:`decide` says about that, and doing it, one action at a time.
 
-A keeper is used by one thread at a time. Whatever goes wrong in it ends as a stated condition and a next attempt, never as an exception.
+A keeper is used by one thread at a time, but for :meth:`Keeper.content`, :meth:`Keeper.suggest` and ``told``. Whatever goes wrong in it
+ends as a stated condition and a next attempt, never as an exception.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import msgspec
+from typing import TypeAlias
 
 from handclasp import wire
 from handclasp.agent.anchors import Anchors
 from handclasp.agent.config import Managed
-from handclasp.agent.decide import FAR, Action, Ask, Decision, Deliver, Held, Issue, Renew, TargetView, View, condition, decide
-from handclasp.agent.deliver import Content, deliver
-from handclasp.agent.generations import File
-from handclasp.agent.look import Interrupted, Wait
-from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState, target_condition
+from handclasp.agent.content import Content
+from handclasp.agent.decide import FAR, Action, Decision, Deliver, Held, Issue, Renew, TargetView, View, decide
+from handclasp.agent.deliver import deliver
+from handclasp.agent.leases import Leases
+from handclasp.agent.obtain import Enrol, check_answer, issue, keep, renew
+from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState
+from handclasp.agent.targets.base import Drift, Interrupted, Wait
+from handclasp.agent.telling import in_words, tell
 from handclasp.client import renewal
-from handclasp.client.api import ApiClient, Credential
-from handclasp.client.csr import new_request
-from handclasp.client.material import Material
-from handclasp.clock import Clock, parse_rfc3339, rfc3339
+from handclasp.client.api import ApiClient
+from handclasp.client.material import Credential, Material
+from handclasp.clock import Clock, parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
 
-declare("agent.keyed", "agent.answered", "agent.obtained")
+declare("agent.obtained")
 
 _log = logging.getLogger("handclasp.agent")
-_KEEP = 3
-_REISSUE = frozenset({Kind.SUPERSEDED, Kind.NOT_FOUND})
-"""Refusals of a renewal that an issuance gets around: an answer was lost on its way, or the server was restored from before it."""
+_SPREAD = 30_000
+"""Milliseconds over which renewals are spread that were all missed at once, because the host slept."""
+_SOON = 300.0
+"""Seconds within which a renewal is tried again the first time: the answer may have been lost, and the server forgives that for a while."""
+
+Mark: TypeAlias = tuple[str, bytes, bytes]
+"""Tells one content from another: the certificate's fingerprint, and the anchors and CRLs that go with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,120 +49,152 @@ class Surroundings:
     client: ApiClient
     anchors: Anchors
     trust_domain: str
-    poll: float
     clock: Clock
     random: Callable[[], float]
     wait: Wait
+    leases: Leases
+    enrol: Enrol | None = None
+    """How the agent's own certificate is obtained anew; None where only a person can."""
 
 
 class Keeper:
-    """The keeper of one identity; ``own`` is the agent's, which is renewed like the others and never issued."""
+    """The keeper of one identity; ``own`` is the agent's, which is renewed like the others and never issued.
+
+    It reads nothing from disk until :meth:`load`.
+    """
+
+    __slots__ = (
+        "_configured",
+        "_digests",
+        "_digests_of",
+        "_suggestion",
+        "around",
+        "managed",
+        "obtained",
+        "own",
+        "state",
+        "store",
+        "trust_domain",
+        "wants_crl",
+    )
 
     def __init__(self, managed: Managed, store: IdentityStore, around: Surroundings, *, own: bool = False) -> None:
-        store.prepare()
         self.managed, self.store, self.around, self.own = managed, store, around, own
-        self.state = store.load()
-        self.state.identity = managed.name
-        self.obtained = store.obtained()
         self.trust_domain = managed.identity.removeprefix("spiffe://").partition("/")[0] if managed.identity else around.trust_domain
         self.wants_crl = any(target.place.crl for target in managed.targets)
-        self._tag = ""
-        # Asking begins at a random point of the interval: agents that start together must not ask together.
-        self._next_ask = around.clock() + int(around.poll * 1000 * around.random())
+        self.state = IdentityState(identity=managed.name)
+        self._configured = managed.digest
+        self.obtained: Obtained | None = None
+        self._suggestion: wire.RenewalInfo | None = None
         # Digests and not contents: an agent may have five hundred identities, and 45 MB.
         self._digests: dict[str, str] = {}
-        self._digests_of: tuple[object, ...] = ()
-        self.state.targets = self._targets()
-        self.told = self._tell(self.view(), around.clock())
-        """What the server is told about this identity; replaced whole, so any thread may read it."""
+        self._digests_of: Mark | None = None
+        self._drifts: dict[str, Drift] = {}
+
+    def load(self) -> None:
+        """Take what is on disk."""
+        try:
+            self.obtained = self.store.prepare()
+        except OSError as error:
+            _log.warning("%s: %s cannot be prepared: %s", self.managed.name, self.store.home, error)
+            self.obtained = self.store.obtained()
+        self.state = self.store.load()
+        self.state.identity = self.managed.name
+        self.state.targets = {target.name: self.state.targets.get(target.name) or TargetState() for target in self.managed.targets}
+        for target in self.managed.targets:
+            # Where another agent delivers now, ours is not delivered, whatever we wrote: trying says so, and takes over when it is gone.
+            if not self.around.leases.take(target.place, make=False):
+                self.state.targets[target.name].content = ""
 
     # --- what is ----------------------------------------------------------------------------------------------------------------------
 
     def view(self) -> View:
         """Return everything that decides."""
+        return self._view(tuple(self._target_view(target.name) for target in self.managed.targets))
+
+    def _view(self, targets: tuple[TargetView, ...]) -> View:
+        obtained, state = self.obtained, self.state
         held = None
-        if self.obtained is not None:
-            renew_at = self.obtained.renew_at
-            if self.state.renew_at_of == self.obtained.sha256:
-                renew_at = min(renew_at, self.state.renew_at)
-            held = Held(self.obtained.sha256, self.obtained.not_after, renew_at, self.obtained.renew_before, self.obtained.wanted)
+        if obtained is not None:
+            at = renew_at(obtained, state, self.around.clock())
+            held = Held(obtained.sha256, obtained.not_after, at, obtained.renew_before, obtained.wanted)
         return View(
-            wanted=self.managed.digest,
+            wanted=self._configured,
             held=held,
-            targets=tuple(self._target_view(target.name) for target in self.managed.targets),
-            failures=self.state.failures,
-            next_attempt=self.state.next_attempt,
-            next_ask=self._next_ask,
-            blocked=held is not None and self.state.blocked == held.sha256,
-            can_issue=not self.own,
+            targets=targets,
+            failures=state.failures,
+            next_attempt=state.next_attempt,
+            blocked=held is not None and state.blocked == held.sha256,
+            can_issue=not self.own or self.around.enrol is not None,
         )
+
+    def renew_at(self) -> int:
+        """Return when the certificate is to be renewed; only while there is one."""
+        assert self.obtained is not None
+        return renew_at(self.obtained, self.state, self.around.clock())
 
     def decision(self) -> Decision:
-        """Decide what is next. As everything here but ``told``, not to be called while another thread attends."""
-        view, now = self.view(), self.around.clock()
-        self.told = self._tell(view, now)
-        return decide(view, now)
+        """Decide what is next."""
+        self._heed()
+        return decide(self.view(), self.around.clock())
 
-    def _tell(self, view: View, now: int) -> wire.AgentIdentity:
-        problems = [self.state.last_failure] if self.state.failures or view.blocked else []
-        problems += [f"{name}: {state.last_failure}" for name, state in self._targets().items() if state.failures]
-        return wire.AgentIdentity(
-            identity=self.managed.name,
-            sha256=view.held.sha256 if view.held else None,
-            not_after=rfc3339(view.held.not_after) if view.held else None,
-            renew_at=rfc3339(view.held.renew_at) if view.held else None,
-            state=condition(view, now),
-            targets=[self._tell_target(name, state, view.held.sha256 if view.held else None) for name, state in self._targets().items()],
-            rotations=self.state.rotations,
-            last_success=rfc3339(self.state.last_success) if self.state.last_success else None,
-            last_failure="\n".join(problems)[:2000] or None,
-        )
+    @property
+    def told(self) -> wire.AgentIdentity:
+        """What the server is told about this identity now. For any thread; made anew each time, because most of the time nobody asks."""
+        targets = tuple(TargetView(name, "", "", state.failures) for name, state in self.state.targets.items())
+        return tell(self.managed.name, self._view(targets), self.state, self.around.clock())
 
-    def _tell_target(self, name: str, state: TargetState, sha256: str | None) -> wire.AgentTarget:
-        return wire.AgentTarget(
-            name=name[:1024],
-            state=target_condition(state, sha256),
-            sha256=state.certificate or None,
-            last_success=rfc3339(state.last_success) if state.last_success else None,
-            last_failure=state.last_failure[:2000] or None,
-        )
+    def mark(self) -> Mark | None:
+        """Return what tells one content from another, or None while there is none."""
+        if self.obtained is None:
+            return None
+        return (self.obtained.sha256, *self._anchors())
 
-    def _targets(self) -> dict[str, TargetState]:
-        return {target.name: self.state.targets.setdefault(target.name, TargetState()) for target in self.managed.targets}
+    def content(self) -> Content | None:
+        """Return what is held now, whole and checked; None while there is nothing. For any thread.
+
+        It is what was last obtained, also when that has ended: whoever uses it sees so in it.
+        """
+        try:
+            return self._content()
+        except (OSError, HandclaspError):
+            return None
+
+    def _content(self) -> Content:
+        """The same; raises ``OSError`` and ``HandclaspError`` with the reason."""
+        kept = self.store.kept()
+        bundle, crl = self._anchors()
+        if self.wants_crl and not crl:
+            # A service told to read CRLs would refuse to start without them.
+            raise HandclaspError(Kind.UNAVAILABLE, f"there are no revocation lists of {self.trust_domain} yet")
+        content = Content(kept.facts.sha256, kept.key, kept.certificate, kept.chain, bundle or kept.bundle, crl)
+        Material(content.credential, content.bundle).check()
+        return content
 
     def _target_view(self, name: str) -> TargetView:
-        state = self._targets()[name]
-        return TargetView(name, self._wanted().get(name, ""), state.content, state.failures, state.next_attempt)
+        state = self.state.targets[name]
+        delivered = "" if name in self._drifts else state.content
+        return TargetView(name, self._wanted().get(name, ""), delivered, state.failures, state.next_attempt)
 
     def _wanted(self) -> dict[str, str]:
         """Digests of what the targets should hold now; none while there is nothing to deliver."""
-        if self.obtained is None:
+        mark = self.mark() if self.managed.targets else None
+        if mark is None or (self.wants_crl and not mark[2]):
             return {}
-        bundle, crl = self._anchors()
-        of = (self.obtained.sha256, bundle, crl)
-        if of != self._digests_of:
-            content = self._content() if self.managed.targets else None
-            if self.managed.targets and content is None:
+        if mark != self._digests_of:
+            try:
+                chain, own = self.store.file("chain.pem"), b"" if mark[1] else self.store.file("bundle.pem")
+            except OSError:
                 return {}
-            self._digests = {target.name: content.digest(target.place) for target in self.managed.targets if content is not None}
-            self._digests_of = of
+            # No key: a digest does not depend on it, and five hundred of them need not be read to find that nothing is to be done.
+            content = Content(mark[0], b"", b"", chain, mark[1] or own, mark[2])
+            self._digests = {target.name: target.place.digest(content) for target in self.managed.targets}
+            self._digests_of = mark
         return self._digests
 
     def _anchors(self) -> tuple[bytes, bytes]:
         anchors = self.around.anchors
         return anchors.bundle(self.trust_domain), anchors.crl(self.trust_domain) if self.wants_crl else b""
-
-    def _content(self) -> Content | None:
-        """What targets should hold now; None while its files cannot be read."""
-        assert self.obtained is not None
-        bundle, crl = self._anchors()
-        if self.wants_crl and not crl:
-            return None  # a service told to read CRLs would refuse to start without them
-        try:
-            key, certificate, chain, own = (self.store.file(name) for name in ("key.pem", "leaf.pem", "chain.pem", "bundle.pem"))
-        except OSError:
-            return None
-        return Content(self.obtained.sha256, key, certificate, chain, bundle or own, crl)
 
     # --- what is done -----------------------------------------------------------------------------------------------------------------
 
@@ -168,22 +205,42 @@ class Keeper:
             decision = self.decision()
             if not decision.actions:
                 return decision.wake_at, changed
-            action = decision.actions[0]
             try:
-                self._do(action)
+                self._do(decision.actions[0])
             except Interrupted:
                 return FAR, changed
-            changed |= not isinstance(action, Ask)
+            changed = True
         return self.around.clock() + 1000, changed
+
+    def suggest(self, info: wire.RenewalInfo) -> None:
+        """Take what the server says about the certificate; it is heeded at the next decision. For any thread."""
+        self._suggestion = info
+
+    def confirmed(self, target: str) -> str:
+        """Return what the last delivery to a target was called; empty when none succeeded or another is due. For any thread."""
+        state = self.state.targets.get(target)
+        return state.generation if state is not None and state.content and target not in self._drifts else ""
+
+    def drifted(self, target: str, drift: Drift) -> None:
+        """Take it that a target is no longer as it was delivered; the next decision is to deliver again. For any thread."""
+        self._drifts[target] = drift
+        if not drift.expected:
+            _log.warning("%s: %s: %s", self.managed.name, target, drift.words)
+
+    def spread(self) -> None:
+        """Let what the host slept through be renewed at a random moment soon: everything on it, and other hosts, woke up with it."""
+        now, held = self.around.clock(), self.obtained
+        if held is None or self.state.next_attempt > now or now < self.renew_at():
+            return
+        longest = min(_SPREAD, max(held.not_after - now, 0) // 4 + 2000)
+        self.state.next_attempt = now + int(longest * self.around.random())
 
     def _do(self, action: Action) -> None:
         try:
-            if isinstance(action, (Issue, Renew)):
-                self._obtain(action)
-            elif isinstance(action, Deliver):
+            if isinstance(action, Deliver):
                 self._deliver(action)
             else:
-                self._ask()
+                self._obtain(action)
         except Interrupted:
             raise
         except Exception as error:
@@ -193,100 +250,118 @@ class Keeper:
             self._failed(action, error)
 
     def _obtain(self, action: Issue | Renew) -> None:
-        key, csr = new_request(self.managed.key_type, identity=self.managed.identity, dns=self.managed.dns, ip=self.managed.ip)
-        fault("agent.keyed")
-        issued, wanted = self._renewed(csr) if isinstance(action, Renew) else (self._issued(csr), self.managed.digest)
-        fault("agent.answered")
-        now = self.around.clock()
-        self.obtained = keep(self.store, key, issued, wanted, now, self.around.random)
+        around, credential = self.around, self._credential() if isinstance(action, Renew) else None
+        if credential is None:
+            if self.own and around.enrol is None:
+                raise HandclaspError(Kind.BAD_CERTIFICATE, "the agent's own certificate cannot be read back", hint="enrol again")
+            (key, issued), wanted = issue(around.client, self.managed, around.enrol if self.own else None), self.managed.digest
+        else:
+            assert self.obtained is not None
+            key, issued, wanted = renew(around.client, self.managed, self.obtained, credential, own=self.own, enrol=around.enrol)
+        check_answer(self.managed, issued)
+        now = around.clock()
+        self.obtained = keep(self.store, key, issued, wanted, now, around.random)
         fault("agent.obtained")
         self.state.rotations += isinstance(action, Renew)
         self.state.failures, self.state.last_failure, self.state.blocked = 0, "", ""
         self.state.last_success = now
         self.state.next_attempt = renewal.settle_until(self.obtained.not_after, now)
-        for target in self._targets().values():
+        for target in self.state.targets.values():
             target.next_attempt = 0  # what failed with the old certificate is tried with the new one at once
-        self._tag, self._next_ask = "", self._ask_again(now)
         self.store.save(self.state)
         _log.info("%s: %s, until %s (%s)", self.managed.name, issued.sha256[:16], issued.not_after, action.why)
-        if not self.around.anchors.offer(self.trust_domain, issued.bundle):
+        if not around.anchors.offer(self.trust_domain, issued.bundle):
             # It came with other anchors than those we hold: deliver it together with the newest, not a poll later.
             with contextlib.suppress(HandclaspError):
-                self.around.anchors.refresh(self.trust_domain, crl=False)
+                around.anchors.refresh(self.trust_domain, crl=False)
 
-    def _renewed(self, csr: str) -> tuple[wire.Issued, str]:
-        assert self.obtained is not None
-        credential = Credential(self.store.file("cert.pem"), self.store.file("key.pem"))
+    def _credential(self) -> Credential | None:
+        """The credential to renew with; None when what is kept is damaged, so that only another certificate helps."""
         try:
-            with self.around.client.with_credential(credential) as holder:
-                request = wire.RenewRequest(csr=csr, ttl=self.managed.ttl)
-                return holder.renew(self.obtained.sha256, request), self.obtained.wanted
+            kept = self.store.kept()
+            Material(kept.credential, kept.bundle).check()
         except HandclaspError as error:
-            if error.kind not in _REISSUE or self.own:
+            if error.kind is Kind.BAD_SETTING:
                 raise
-        return self._issued(csr), self.managed.digest
-
-    def _issued(self, csr: str) -> wire.Issued:
-        managed = self.managed
-        return self.around.client.issue(
-            wire.IssueRequest(
-                csr=csr, identity=managed.identity, dns=list(managed.dns), ip=list(managed.ip), profile=managed.profile, ttl=managed.ttl
-            )
-        )
+        except FileNotFoundError:
+            pass
+        else:
+            return kept.credential
+        _log.warning("%s: what is kept in %s is damaged", self.managed.name, self.store.home)
+        return None
 
     def _deliver(self, action: Deliver) -> None:
         target = next(target for target in self.managed.targets if target.name == action.target)
-        content, state = self._content(), self._targets()[action.target]
-        if content is None:
-            raise HandclaspError(Kind.UNAVAILABLE, f"the certificate cannot be read back from {self.store.home}")
-        generation = deliver(target, content, state.generation, identity=self.managed.name, wait=self.around.wait)
-        state.content, state.generation, state.certificate = content.digest(target.place), generation, content.sha256
-        state.failures, state.next_attempt, state.last_failure = 0, 0, ""
+        state, content = self.state.targets[action.target], self._deliverable()
+        self.around.leases.require(target.place)
+        drift = self._drifts.get(target.name)
+        generation = deliver(
+            target, content, state.generation, identity=self.managed.name, wait=self.around.wait, agent=self.around.leases.agent
+        )
+        self._drifts.pop(target.name, None)
+        state.content, state.generation, state.certificate = target.place.digest(content), generation, content.sha256
+        state.failures, state.next_attempt = 0, 0
+        state.last_failure = f"{drift.words}; that was put right" if drift is not None and not drift.expected else ""
         state.last_success = self.around.clock()
         self.store.save(self.state)
         _log.info("%s: %s runs on %s", self.managed.name, target.name, content.sha256[:16])
 
-    def _ask(self) -> None:
-        """Ask for the server's present renewal window, and take it when it is earlier than what was drawn."""
-        assert self.obtained is not None
-        now = self.around.clock()
-        self._next_ask = self._ask_again(now)
-        answer = self.around.client.renewal_info(self.obtained.sha256, etag=self._tag)
-        if answer is None:
+    def _deliverable(self) -> Content:
+        try:
+            return self._content()
+        except (OSError, HandclaspError) as error:
+            if isinstance(error, HandclaspError) and error.kind in (Kind.BAD_SETTING, Kind.UNAVAILABLE):
+                raise
+            self._damaged()
+            raise HandclaspError(Kind.BAD_CERTIFICATE, f"what is kept in {self.store.home} is damaged; it is replaced") from error
+
+    def _damaged(self) -> None:
+        """Go back to a generation that is whole, or to none: then another certificate is issued."""
+        with contextlib.suppress(OSError):
+            self.store.repair()
+        self.obtained = self.store.obtained()
+        self._digests_of = None
+
+    def _heed(self) -> None:
+        """Take the server's suggestion when it is an earlier renewal than what was drawn, or says that the certificate was revoked."""
+        info, self._suggestion = self._suggestion, None
+        if info is None or self.obtained is None or info.sha256 != self.obtained.sha256:
             return
-        info, self._tag = answer
-        after, before = parse_rfc3339(info.renew_after), parse_rfc3339(info.renew_before)
-        renew_at = self.state.renew_at if self.state.renew_at_of == self.obtained.sha256 else self.obtained.renew_at
+        try:
+            after, before = parse_rfc3339(info.renew_after), parse_rfc3339(info.renew_before)
+        except HandclaspError as error:
+            _log.warning("%s: %s", self.managed.name, error.detail)
+            return
         if info.state == "revoked":
-            self._block()
-        elif before < renew_at:
+            self._block("the certificate was revoked; the agent obtains another only after `handclasp agent forget`")
+        elif before < self.renew_at():
             self.state.renew_at = after + int(max(0, before - after) * self.around.random())
             self.state.renew_at_of = self.obtained.sha256
-            self.store.save(self.state)
+            self._save_quietly()
             _log.info("%s: the server wants it renewed by %s", self.managed.name, info.renew_before)
-
-    def _ask_again(self, now: int) -> int:
-        return now + int(self.around.poll * 1000 * (0.75 + 0.5 * self.around.random()))
 
     # --- what goes wrong --------------------------------------------------------------------------------------------------------------
 
     def _failed(self, action: Action, error: Exception) -> None:
-        if isinstance(action, Ask):
-            _log.debug("%s: %s", self.managed.name, error)
-            return
         now = self.around.clock()
-        reason = error.detail if isinstance(error, HandclaspError) else f"{type(error).__name__}: {error}"
+        reason = in_words(error)
         wish = error.retry_after if isinstance(error, HandclaspError) else None
+        kind = error.kind if isinstance(error, HandclaspError) else None
         if isinstance(action, Deliver):
-            state = self._targets()[action.target]
+            state = self.state.targets[action.target]
             state.failures += 1
-            state.last_failure = reason
+            state.last_failure, state.last_failure_at = reason, now
             state.next_attempt = renewal.back_off(now, state.failures, self.around.random)
-        elif isinstance(error, HandclaspError) and error.kind is Kind.REVOKED:
-            self._block()
+        elif kind is Kind.REVOKED and self.obtained is not None:
+            self._block("the certificate was revoked; the agent obtains another only after `handclasp agent forget`")
+        elif kind is Kind.SUPERSEDED and self.own:
+            self._block(
+                "another holder of this identity renewed it: is this host a copy of another one? It cannot renew any more; revoke what the "
+                "other holds and enrol again"
+            )
         else:
             self.state.failures += 1
-            self.state.last_failure = reason
+            self.state.last_failure, self.state.last_failure_at = reason, now
             self.state.next_attempt = self._next_try(now, wish)
         _log.warning("%s: %s: %s", self.managed.name, getattr(action, "target", type(action).__name__.lower()), reason)
         self._save_quietly()
@@ -302,12 +377,15 @@ class Keeper:
             not_after=held.not_after,
             random=self.around.random,
             retry_after=wish,
+            longest=_SOON if self.state.failures == 1 else None,
         )
 
-    def _block(self) -> None:
+    def _block(self, reason: str) -> None:
         assert self.obtained is not None
+        if self.state.blocked == self.obtained.sha256:
+            return
         self.state.blocked = self.obtained.sha256
-        self.state.last_failure = "the certificate was revoked; the agent obtains another only after `handclasp agent forget`"
+        self.state.last_failure, self.state.last_failure_at = reason, self.around.clock()
         self._save_quietly()
 
     def _save_quietly(self) -> None:
@@ -317,44 +395,13 @@ class Keeper:
             _log.warning("%s: the state cannot be written: %s", self.managed.name, error)
 
 
-def keep(store: IdentityStore, key: bytes, issued: wire.Issued, wanted: str, now: int, random: Callable[[], float]) -> Obtained:
-    """Make an answer durable as the generation that counts, with its renewal time drawn, and return its facts.
+def renew_at(obtained: Obtained, state: IdentityState, now: int) -> int:
+    """Return when a certificate is to be renewed: at the point that was drawn, or the earlier one that the server asked for.
 
-    Raises ``bad_key`` or ``bad_certificate`` for an answer that cannot be used, ``OSError`` when it cannot be written.
+    A point after the whole window was drawn under a clock that was ahead. Once the clock is right again it does not count, but a point of
+    the window that follows from the certificate, the same each time.
     """
-    credential = Credential((issued.certificate.rstrip() + "\n" + issued.chain).encode(), key)
-    Material(credential, issued.bundle.encode()).check()
-    if hashlib.sha256(credential.leaf).hexdigest() != issued.sha256:
-        raise HandclaspError(Kind.BAD_CERTIFICATE, "the server's answer names another certificate than it contains")
-    after, before, not_after = (parse_rfc3339(text) for text in (issued.renew_after, issued.renew_before, issued.not_after))
-    facts = Obtained(
-        sha256=issued.sha256,
-        identity=issued.identity,
-        serial=issued.serial,
-        authority=issued.authority,
-        not_after=not_after,
-        renew_after=after,
-        renew_before=before,
-        renew_at=renewal.draw_renewal(after, before, not_after, now, random),
-        obtained_at=now,
-        wanted=wanted,
-    )
-    contents = {
-        "key.pem": key,
-        "cert.pem": credential.certificate,
-        "leaf.pem": issued.certificate.encode(),
-        "chain.pem": issued.chain.encode(),
-        "bundle.pem": issued.bundle.encode(),
-        "facts.json": msgspec.json.format(msgspec.json.encode(facts)),
-    }
-    name = store.generations.write({file: File(data, 0o600) for file, data in contents.items()})
-    store.generations.flip(name)
-    store.generations.prune(_KEEP)
-    return facts
-
-
-def forget(store: IdentityStore) -> None:
-    """Drop what is known about an identity, so that it is issued anew; what was delivered stays until then. Raises ``OSError``."""
-    (store.generations.root / "current").unlink(missing_ok=True)
-    state = store.load()
-    store.save(IdentityState(identity=state.identity, rotations=state.rotations, targets=state.targets))
+    at = min(obtained.renew_at, state.renew_at) if state.renew_at_of == obtained.sha256 else obtained.renew_at
+    if at > obtained.renew_before > now and now < obtained.obtained_at:
+        at = obtained.renew_after + (obtained.renew_before - obtained.renew_after) * int(obtained.sha256[:4], 16) // 65536
+    return at

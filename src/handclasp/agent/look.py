@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
-from collections.abc import Callable
 
-from handclasp.agent.config import Look
+from handclasp.agent.starttls import begin
+from handclasp.agent.targets.base import Interrupted, Look, Wait
 from handclasp.client.connections import unverified_context
 from handclasp.client.material import Credential, load_credential
 from handclasp.errors import HandclaspError, Kind
@@ -15,12 +15,7 @@ from handclasp.errors import HandclaspError, Kind
 PAUSES = (1, 2, 4, 8, 16)
 """Seconds between looks; the last repeats. A service may take a while to come back from its reload."""
 
-Wait = Callable[[float], bool]
-"""Waits that many seconds; returns True, at once, when the agent is to stop."""
-
-
-class Interrupted(Exception):  # noqa: N818  (it is no error: the agent was told to stop, and finishes the delivery when it starts again)
-    """The agent stops in the middle of a delivery."""
+__all__ = ["PAUSES", "Interrupted", "Wait", "look", "served_leaf"]
 
 
 def look(place: Look, expected: str, credential: Credential, *, timeout: float, wait: Wait) -> None:
@@ -47,7 +42,7 @@ def look(place: Look, expected: str, credential: Credential, *, timeout: float, 
         if wait(min(PAUSES[min(attempt, len(PAUSES) - 1)], remaining)):
             raise Interrupted
         attempt += 1
-    raise HandclaspError(Kind.DELIVERY_FAILED, f"the service at {place.host}:{place.port} {seen}, {timeout:g} s after it was told")
+    raise HandclaspError(Kind.DELIVERY_FAILED, f"the service at {place.where} {seen}, {timeout:g} s after it was told")
 
 
 def served_leaf(place: Look, credential: Credential | None, *, timeout: float) -> str:
@@ -55,11 +50,24 @@ def served_leaf(place: Look, credential: Credential | None, *, timeout: float) -
     context = unverified_context()
     if credential is not None:
         load_credential(context, credential)
-    with (
-        socket.create_connection((place.host, place.port), timeout=timeout) as plain,
-        context.wrap_socket(plain, server_hostname=place.server_name) as connection,
-    ):
-        leaf = connection.getpeercert(binary_form=True)
+    with _connect(place, timeout) as plain:
+        begin(place.starttls, plain, timeout=timeout)
+        plain.settimeout(timeout)
+        with context.wrap_socket(plain, server_hostname=place.server_name) as connection:
+            leaf = connection.getpeercert(binary_form=True)
     if not leaf:
         raise OSError("it showed no certificate")
     return hashlib.sha256(leaf).hexdigest()
+
+
+def _connect(place: Look, timeout: float) -> socket.socket:
+    if place.socket is None:
+        return socket.create_connection((place.host, place.port), timeout=timeout)
+    plain = socket.socket(socket.AF_UNIX)
+    try:
+        plain.settimeout(timeout)
+        plain.connect(str(place.socket))
+    except BaseException:
+        plain.close()
+        raise
+    return plain

@@ -7,48 +7,57 @@ import logging
 import os
 import random
 import signal
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from handclasp import __version__, wire
 from handclasp.agent.anchors import Anchors
 from handclasp.agent.config import Config, Managed, load_config
+from handclasp.agent.errands import Errands, Every
+from handclasp.agent.evidence import reenrol
+from handclasp.agent.evidence import warning as enrolment_warning
+from handclasp.agent.hours import Hours
 from handclasp.agent.keeper import Keeper, Surroundings
+from handclasp.agent.leases import Leases
+from handclasp.agent.memory import be_frugal
+from handclasp.agent.parts import Part, start_parts, state_seal
+from handclasp.agent.roster import Entry, Roster
 from handclasp.agent.state import StateDirectory
 from handclasp.client.api import ApiClient
-from handclasp.clock import Clock, system_clock
 from handclasp.errors import HandclaspError
 
 _log = logging.getLogger("handclasp.agent")
 WORKERS = 8
 """Identities attended to at once: one with a hung reload must not keep the others waiting."""
 _TURN = 5.0
-"""Seconds after which everything is decided afresh at the latest: the clock may have jumped, or the host slept."""
+"""Seconds between two looks at the clock: somebody may have set it, or the host slept."""
+_SLEPT = 35_000
+"""Milliseconds between two of these looks from which the host has slept: a turn takes five seconds, not half a minute."""
 _REPORT_GAP = 0.5
 
 
 def run(config_path: str | os.PathLike[str], state_dir: str | os.PathLike[str] | None = None) -> None:
     """Look after everything in ``config_path`` until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
-    ``state_dir`` overrides the configuration's. Raises ``bad_setting`` for a bad configuration or an agent that is not enrolled,
-    ``conflict`` when another one runs on the same state directory. Once running, nothing but a signal ends it.
+    ``state_dir`` overrides the configuration's. Raises ``bad_setting`` for a bad configuration, an agent that is not enrolled, or private
+    keys that cannot be opened; ``conflict`` when another one runs on the same state directory. Once running, nothing but a signal ends it.
     """
+    be_frugal()
     config = load_config(config_path)
     state = StateDirectory(state_directory(config, state_dir))
     state.agent()
     state.prepare()
     stop, again = threading.Event(), threading.Event()
     with state.lease(), _signals(stop, again):
-        while not stop.is_set():
+        agent = Agent(config, state, stop=stop, again=again)
+        while True:
+            agent.run()
+            if stop.is_set():
+                return
             again.clear()
-            Agent(config, state, stop=stop, again=again).run()
-            if again.is_set() and not stop.is_set():
-                config = _read_again(config_path, config)
+            agent = _again(config_path, agent)
 
 
 def state_directory(config: Config, given: str | os.PathLike[str] | None) -> Path:
@@ -56,12 +65,13 @@ def state_directory(config: Config, given: str | os.PathLike[str] | None) -> Pat
     return Path(given) if given is not None else config.state_dir or Path("/var/lib/handclasp-agent")
 
 
-def _read_again(path: str | os.PathLike[str], config: Config) -> Config:
+def _again(path: str | os.PathLike[str], agent: Agent) -> Agent:
+    """The agent with the configuration as it is now, or as it was when it cannot be used."""
     try:
-        return load_config(path)
+        return agent.anew(load_config(path))
     except HandclaspError as error:
         _log.error("the configuration is not taken: %s", error.detail)
-        return config
+        return agent.anew(agent.config)
 
 
 @contextlib.contextmanager
@@ -87,7 +97,11 @@ def _signals(stop: threading.Event, again: threading.Event) -> Iterator[None]:
 
 
 class Agent:
-    """One run over one configuration. :meth:`run` returns when ``stop`` or ``again`` is set and what was under way has ended."""
+    """One run over one configuration. :meth:`run` returns when ``stop`` or ``again`` is set and what was under way has ended.
+
+    For its parts: ``roster`` (who is looked after), ``client`` (shows the agent's own certificate), ``anchors``, ``poll`` (seconds),
+    ``clock``, ``stop``, ``config``, ``state`` and ``identity`` (the agent's own) are theirs to use from any thread.
+    """
 
     def __init__(
         self,
@@ -96,153 +110,152 @@ class Agent:
         *,
         stop: threading.Event,
         again: threading.Event | None = None,
-        clock: Clock = system_clock,
+        hours: Hours | None = None,
     ) -> None:
-        self._stop, self._again = stop, again or threading.Event()
-        self._clock, self._poll = clock, config.poll
+        self.config, self.state, self.stop, self.poll = config, state, stop, config.poll
+        self._again = again or threading.Event()
+        self.clock = hours or Hours()
         self._random = random.SystemRandom().random
-        agent = state.agent()
-        own = state.own.generations.root / "current"
-        ca = config.ca or str(state.anchors(agent.trust_domain))
-        self._client = ApiClient(config.url or agent.url, ca=ca, credential=(own / "cert.pem", own / "key.pem"), timeout=10, attempts=1)
-        self._anchors = Anchors(state, self._client)
-        around = Surroundings(self._client, self._anchors, agent.trust_domain, config.poll, clock, self._random, self._wait)
-        self._own = Keeper(own_identity(agent.identity), state.own, around, own=True)
-        self._keepers = [self._own, *(Keeper(managed, state.identity(managed.name), around) for managed in config.identities)]
-        try:
-            state.save_managed([managed.name for managed in config.identities])
-        except OSError as error:  # a full disk must not keep an agent from starting: there is much that it can do without writing
-            _log.warning("the state directory cannot be written: %s", error)
-        self._wakes = [0] * len(self._keepers)
-        self._busy: set[int] = set()
-        self._lock = threading.Lock()
         self._turn = threading.Event()
-        self._reports = _Every(config.poll, clock, self._random)
-        self._refreshes = _Every(config.poll, clock, self._random)
-        self._changed = True
+        state.seal = state_seal(config)
+        agent = state.agent()
+        self.identity, self._enrolled = agent.identity, agent
+        own = own_identity(agent.identity)
+        state.own.check_seal()
+        ca = config.ca or str(state.anchors(agent.trust_domain))
+        url = config.url or agent.url
+        self.client = ApiClient(url, ca=ca, credential=state.own, timeout=10, attempts=1, dates=self.clock.answered)
+        self.anchors = Anchors(state, self.client, self._hurry_refresh)
+        self.leases = Leases(agent.identity, state.root)
+        enrol = reenrol(state, agent, url, ca)
+        around = Surroundings(self.client, self.anchors, agent.trust_domain, self.clock, self._random, stop.wait, self.leases, enrol)
+        self.roster = Roster(lambda managed: self._keeper(managed, own, around), self._turn.set, self.clock)
+        for managed in (own, *config.identities):
+            self.roster.add(managed)
+        self._save_managed()
+        self.parts: list[Part] = []
+        """What runs beside the identities while the agent runs: the socket, the metrics."""
+        self.troubles: dict[str, str] = {}
+        """Parts that could not start, and why."""
+        self._errands = self._plan(Errands(self.client, self.anchors, self.roster, self.problems, state))
+
+    def anew(self, config: Config) -> Agent:
+        """Return another one for the same state directory, to run when this one has ended."""
+        return Agent(config, self.state, stop=self.stop, again=self._again, hours=self.clock)
 
     def run(self) -> None:
         """Attend to everything until told to stop."""
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="keeper") as pool:
-            decided = time.monotonic()
-            while not self._over():
-                self._turn.clear()
-                now = self._clock()
-                if time.monotonic() - decided >= _TURN:
-                    decided = time.monotonic()
-                    self._decide_all()
-                wake_at = self._start_due(pool, now)
-                self._turn.wait(min(max(wake_at - self._clock(), 0) / 1000, _TURN) + 0.002)
-        self._client.close()
-        watcher.join()
+        self.parts = start_parts(self)
+        try:
+            with ThreadPoolExecutor(WORKERS, thread_name_prefix="keeper") as pool:
+                looked = self.clock.boot()
+                while not self._over():
+                    self._turn.clear()
+                    passed = self.clock.boot() - looked
+                    if passed >= _TURN * 1000:
+                        looked += passed
+                        self._look_at_the_clock(slept=passed > _SLEPT)
+                    wake_in = self._start_due(pool)
+                    self._turn.wait(min(max(wake_in, 0) / 1000, _TURN) + 0.002)
+        finally:
+            for part in self.parts:
+                part.stop()
+            self.leases.close()
+            self.client.close()
+            watcher.join()
+
+    def problems(self) -> list[str]:
+        """Return what needs a person, besides what the identities say themselves."""
+        found = [self.clock.problem, *self.troubles.values(), *(problem for part in self.parts for problem in part.problems())]
+        found.append(enrolment_warning(self._enrolled, self.state.own.obtained(), self.clock()))
+        return [problem for problem in found if problem]
+
+    def _hurry_refresh(self) -> None:
+        self._errands["refresh"].hurry(0)
+        self._turn.set()
+
+    def _keeper(self, managed: Managed, own: Managed, around: Surroundings) -> Keeper:
+        if managed is own:
+            return Keeper(managed, self.state.own, around, own=True)
+        return Keeper(managed, self.state.identity(managed.name, managed.slot), around)
+
+    def _save_managed(self) -> None:
+        try:
+            self.state.save_managed([("", managed.name) for managed in self.config.identities])
+        except OSError as error:  # a full disk must not keep an agent from starting: there is much that it can do without writing
+            _log.warning("the state directory cannot be written: %s", error)
+
+    def _plan(self, errands: Errands) -> dict[str, Every]:
+        todo: dict[str, Callable[[], None]] = {"refresh": errands.refresh, "ask": errands.ask, "report": errands.report}
+        plan = {name: Every(name, self.poll, self.clock.boot, self._random, do) for name, do in todo.items()}
+        plan["seal"] = Every("seal", 86400.0, self.clock.boot, self._random, self._seal)
+        plan["ask"].delay()
+        plan["report"].hurry(_REPORT_GAP)
+        return plan
 
     def _over(self) -> bool:
-        return self._stop.is_set() or self._again.is_set()
+        return self.stop.is_set() or self._again.is_set()
 
     def _watch(self) -> None:
         """Wake the loop when it is to stop: signals set events, and a wait on two events there is not."""
-        while not (self._stop.wait(0.2) or self._again.is_set()):
+        while not (self.stop.wait(0.2) or self._again.is_set()):
             pass
         self._turn.set()
 
-    def _wait(self, seconds: float) -> bool:
-        return self._stop.wait(seconds)
+    def _look_at_the_clock(self, *, slept: bool) -> None:
+        """When the clock was set or the host slept, everything is decided afresh, and what was missed is spread a little."""
+        if self.clock.jumped() or slept:
+            _log.warning("the clock was set, or time has passed unseen: %s", self.clock.problem or "deciding afresh")
+            self.roster.idle(Keeper.spread)
+            self.roster.wake()
 
-    def _decide_all(self) -> None:
-        for index, keeper in enumerate(self._keepers):
-            with self._lock:
-                busy = index in self._busy
-            if not busy:
-                decision = keeper.decision()
-                self._wakes[index] = 0 if decision.actions else decision.wake_at
-
-    def _start_due(self, pool: ThreadPoolExecutor, now: int) -> int:
-        """Start what is due and return when the next is."""
-        wakes = []
-        for index in range(len(self._keepers)):
-            with self._lock:
-                if index in self._busy:
-                    continue
-                if self._wakes[index] > now:
-                    wakes.append(self._wakes[index])
-                    continue
-                self._busy.add(index)
-            self._submit(pool, index, self._attend)
-        wakes.append(self._start_errand(pool, -1, self._refreshes, now, self._refresh))
-        if self._changed:
-            self._changed = False
-            self._reports.hurry(now + int(_REPORT_GAP * 1000))
-        wakes.append(self._start_errand(pool, -2, self._reports, now, self._report))
+    def _start_due(self, pool: ThreadPoolExecutor) -> int:
+        """Start what is due and return in how many milliseconds the next is."""
+        now = self.clock()
+        due, wake_at = self.roster.due(now)
+        for entry in due:
+            self._submit(pool, self._attend, entry)
+        wakes = [wake_at - now]
+        ticks = self.clock.boot()
+        for every in self._errands.values():
+            if every.busy:
+                continue
+            if every.at <= ticks:
+                every.start()
+                self._submit(pool, self._do_errand, every)
+            wakes.append(every.at - ticks)
         return min(wakes)
 
-    def _start_errand(self, pool: ThreadPoolExecutor, index: int, every: _Every, now: int, errand: Callable[[int], None]) -> int:
-        with self._lock:
-            if index in self._busy or every.at > now:
-                return every.at if index not in self._busy else now + 60_000
-            self._busy.add(index)
-        every.next()
-        self._submit(pool, index, errand)
-        return every.at
-
-    def _submit(self, pool: ThreadPoolExecutor, index: int, errand: Callable[[int], None]) -> None:
+    def _submit(self, pool: ThreadPoolExecutor, do: Callable[..., None], what: Entry | Every) -> None:
         def done(future: Future[None]) -> None:
             if future.exception() is not None:
                 _log.error("unexpected", exc_info=future.exception())
-            with self._lock:
-                self._busy.discard(index)
             self._turn.set()
 
-        pool.submit(errand, index).add_done_callback(done)
+        pool.submit(do, what).add_done_callback(done)
 
-    def _attend(self, index: int) -> None:
-        self._wakes[index] = self._clock() + 60_000  # should it end by an exception, it is tried again, and not at once
-        self._wakes[index], changed = self._keepers[index].attend()
-        self._changed |= changed
+    def _attend(self, entry: Entry) -> None:
+        if self.roster.attend(entry):
+            self._errands["report"].hurry(_REPORT_GAP)
 
-    def _refresh(self, _index: int) -> None:
-        """Ask for bundles and CRLs of every trust domain; a change makes deliveries due."""
-        wanted: dict[str, bool] = {}
-        for keeper in self._keepers:
-            wanted[keeper.trust_domain] = wanted.get(keeper.trust_domain, False) or keeper.wants_crl
-        for trust_domain, crl in wanted.items():
-            try:
-                if self._anchors.refresh(trust_domain, crl=crl):
-                    _log.info("the anchors of %s have changed", trust_domain)
-                    self._wakes = [0] * len(self._keepers)
-            except (HandclaspError, OSError) as error:
-                _log.warning("the anchors of %s cannot be refreshed: %s", trust_domain, error)
-
-    def _report(self, _index: int) -> None:
-        identities = [keeper.told for keeper in self._keepers[1:]]
-        own = self._own.told
-        if own.state != "ok":
-            identities.append(own)  # the server knows the rest about it
+    def _do_errand(self, every: Every) -> None:
         try:
-            self._client.report_agent(
-                wire.AgentReport(hostname=socket.gethostname()[:255], version=__version__, identities=identities[:2000])
-            )
-        except HandclaspError as error:
-            _log.warning("the server cannot be told: %s", error.detail)
+            every.do()
+        finally:
+            every.busy = False
 
-
-class _Every:
-    """An errand that comes again each interval, at a point that moves a little, so that agents do not fall into step."""
-
-    def __init__(self, seconds: float, clock: Clock, random: Callable[[], float]) -> None:
-        self._interval, self._clock, self._random = int(seconds * 1000), clock, random
-        self.at = clock()
-
-    def next(self) -> None:
-        """Set the next time."""
-        self.at = self._clock() + int(self._interval * (0.75 + 0.5 * self._random()))
-
-    def hurry(self, at: int) -> None:
-        """Have it happen at ``at`` when it would be later."""
-        self.at = min(self.at, at)
+    def _seal(self) -> None:
+        """Have every private key kept as the present setting says; done at the start, and for good once it is done."""
+        for keeper in self.roster.everyone():
+            try:
+                if keeper.store.reseal():
+                    _log.info("%s: its private key is sealed now", keeper.managed.name)
+            except (HandclaspError, OSError) as error:
+                _log.error("%s: its private key cannot be sealed: %s", keeper.managed.name, error)
 
 
 def own_identity(identity: str) -> Managed:
     """Return the agent's own identity as one that is managed: no targets, and a configuration that never changes."""
-    return Managed(identity, identity, (), (), "agent", None, "p256", ())
+    return Managed(identity, identity, (), (), "agent", None, "p256", (), slot="agent")

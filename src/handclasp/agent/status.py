@@ -6,13 +6,23 @@ import os
 
 import msgspec
 
-from handclasp.agent import keeper
 from handclasp.agent.config import Config, Managed, load_config
 from handclasp.agent.decide import Deliver, Held, Issue, TargetView, View, condition, decide
+from handclasp.agent.evidence import warning as enrolment_warning
+from handclasp.agent.keeper import renew_at
 from handclasp.agent.loop import state_directory
 from handclasp.agent.state import IdentityState, IdentityStore, Obtained, StateDirectory, target_condition
+from handclasp.agent.targets.words import steps
 from handclasp.clock import Clock, rfc3339, system_clock
 from handclasp.errors import HandclaspError, Kind
+
+
+class PlannedTarget(msgspec.Struct, kw_only=True):
+    """What a delivery to one target does, step by step in words; ``preset`` (may be empty) filled what the configuration left out."""
+
+    name: str
+    preset: str
+    steps: list[str]
 
 
 class Planned(msgspec.Struct, kw_only=True):
@@ -21,6 +31,7 @@ class Planned(msgspec.Struct, kw_only=True):
     identity: str
     at: str
     actions: list[str]
+    targets: list[PlannedTarget] = []
 
 
 class TargetStatus(msgspec.Struct, kw_only=True):
@@ -31,10 +42,11 @@ class TargetStatus(msgspec.Struct, kw_only=True):
     sha256: str | None
     last_success: str | None
     last_failure: str | None
+    last_failure_at: str | None = None
 
 
 class IdentityStatus(msgspec.Struct, kw_only=True):
-    """One identity. ``state`` is ``ok``, ``renewing``, ``overdue`` or ``failed``."""
+    """One identity. ``state`` is ``ok``, ``renewing``, ``overdue`` or ``failed``; ``slot`` names the part of the agent that wants it."""
 
     identity: str
     state: str
@@ -45,16 +57,19 @@ class IdentityStatus(msgspec.Struct, kw_only=True):
     last_success: str | None
     last_failure: str | None
     targets: list[TargetStatus]
+    last_failure_at: str | None = None
+    slot: str = ""
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """The whole agent; the first identity is its own. ``healthy`` is False when anything needs a person."""
+    """The whole agent; the first identity is its own. ``healthy`` is False when anything needs a person: ``todo`` says what to do."""
 
     agent: str
     url: str
     running: bool
     healthy: bool
     identities: list[IdentityStatus]
+    todo: list[str] = msgspec.field(default_factory=list)
 
 
 def check(config_path: str | os.PathLike[str]) -> Config:
@@ -68,7 +83,12 @@ def plan(
     """Return what an agent with this configuration would do next, identity by identity. Changes nothing; raises ``bad_setting``."""
     config = load_config(config_path)
     state = StateDirectory(state_directory(config, state_dir))
-    return [_planned(managed, state.identity(managed.name), clock()) for managed in config.identities]
+    found = []
+    for managed in config.identities:
+        planned = _planned(managed, state.identity(managed.name), clock())
+        planned.targets = [PlannedTarget(name=one.name, preset=one.preset, steps=steps(one)) for one in managed.targets]
+        found.append(planned)
+    return found
 
 
 def status(state_dir: str | os.PathLike[str], *, clock: Clock = system_clock) -> Status:
@@ -76,10 +96,14 @@ def status(state_dir: str | os.PathLike[str], *, clock: Clock = system_clock) ->
     state = StateDirectory(state_dir)
     agent = state.agent()
     running, now = _is_running(state), clock()
-    stores = [(agent.identity, state.own), *((name, state.identity(name)) for name in state.managed())]
-    identities = [_identity_status(name, store, now) for name, store in stores]
-    healthy = running and all(identity.state in ("ok", "renewing") for identity in identities)
-    return Status(agent=agent.identity, url=agent.url, running=running, healthy=healthy, identities=identities)
+    stores = [(agent.identity, "agent", state.own), *((name, slot, state.identity(name, slot)) for slot, name in state.managed())]
+    found = [_identity_status(name, slot, store, now) for name, slot, store in stores]
+    todo = state.problems() if running else ["the agent does not run: start it, for example with `systemctl start handclasp-agent`"]
+    ending = enrolment_warning(agent, state.own.obtained(), now)
+    todo += [ending] if ending and ending not in todo else []
+    todo += [f"{one.identity}: {words}" for one, view in found if (words := _todo(one, view, now))]
+    identities = [one for one, _ in found]
+    return Status(agent=agent.identity, url=agent.url, running=running, healthy=not todo, identities=identities, todo=todo)
 
 
 def forget(state_dir: str | os.PathLike[str], identity: str) -> None:
@@ -94,7 +118,9 @@ def forget(state_dir: str | os.PathLike[str], identity: str) -> None:
         store = state.identity(identity)
         if not store.home.is_dir():
             raise HandclaspError(Kind.NOT_FOUND, f"the agent does not look after {identity}")
-        keeper.forget(store)
+        store.forget()
+        known = store.load()
+        store.save(IdentityState(identity=known.identity, rotations=known.rotations, targets=known.targets))
 
 
 def _is_running(state: StateDirectory) -> bool:
@@ -105,17 +131,16 @@ def _is_running(state: StateDirectory) -> bool:
         return True
 
 
-def _held(obtained: Obtained | None, state: IdentityState) -> Held | None:
+def _held(obtained: Obtained | None, state: IdentityState, now: int) -> Held | None:
     if obtained is None:
         return None
-    renew_at = min(obtained.renew_at, state.renew_at) if state.renew_at_of == obtained.sha256 else obtained.renew_at
-    return Held(obtained.sha256, obtained.not_after, renew_at, obtained.renew_before, obtained.wanted)
+    return Held(obtained.sha256, obtained.not_after, renew_at(obtained, state, now), obtained.renew_before, obtained.wanted)
 
 
-def _view(store: IdentityStore, names: list[str] | None, wanted: str | None) -> tuple[View, IdentityState]:
+def _view(store: IdentityStore, names: list[str] | None, wanted: str | None, now: int) -> tuple[View, IdentityState]:
     """The view of the keeper, but with the certificate itself in place of the digests of contents."""
     state = store.load()
-    held = _held(store.obtained(), state)
+    held = _held(store.obtained(), state, now)
     targets = {name: state.targets.get(name) for name in (names if names is not None else state.targets)}
     content = held.sha256 if held else ""
     return View(
@@ -132,7 +157,7 @@ def _view(store: IdentityStore, names: list[str] | None, wanted: str | None) -> 
 
 
 def _planned(managed: Managed, store: IdentityStore, now: int) -> Planned:
-    view, _ = _view(store, [target.name for target in managed.targets], managed.digest)
+    view, _ = _view(store, [target.name for target in managed.targets], managed.digest, now)
     decision = decide(view, now)
     if not decision.actions:
         later = decide(view, decision.wake_at) if not view.blocked else decision
@@ -151,26 +176,51 @@ def _words(action: object) -> str:
     return f"{type(action).__name__.lower()}: {getattr(action, 'why', '')}".rstrip(": ")
 
 
-def _identity_status(name: str, store: IdentityStore, now: int) -> IdentityStatus:
-    view, state = _view(store, None, None)
+def _identity_status(name: str, slot: str, store: IdentityStore, now: int) -> tuple[IdentityStatus, View]:
+    view, state = _view(store, None, None, now)
     held = view.held
     return IdentityStatus(
         identity=name,
+        slot=slot,
         state=condition(view, now),
         sha256=held.sha256 if held else None,
         not_after=rfc3339(held.not_after) if held else None,
         renew_at=rfc3339(held.renew_at) if held else None,
         rotations=state.rotations,
-        last_success=rfc3339(state.last_success) if state.last_success else None,
+        last_success=_time(state.last_success),
         last_failure=state.last_failure or None,
+        last_failure_at=_time(state.last_failure_at),
         targets=[
             TargetStatus(
                 name=target_name,
                 state=target_condition(target, held.sha256 if held else None),
                 sha256=target.certificate or None,
-                last_success=rfc3339(target.last_success) if target.last_success else None,
+                last_success=_time(target.last_success),
                 last_failure=target.last_failure or None,
+                last_failure_at=_time(target.last_failure_at),
             )
             for target_name, target in state.targets.items()
         ],
-    )
+    ), view
+
+
+def _time(at: int) -> str | None:
+    return rfc3339(at) if at else None
+
+
+def _todo(one: IdentityStatus, view: View, now: int) -> str:
+    """What a person should do about an identity, or nothing."""
+    if one.state in ("ok", "renewing"):
+        return ""
+    said = f": {one.last_failure}" if one.last_failure else ""
+    own = one.slot == "agent"
+    if view.blocked:
+        after = "enrol this host again" if own else f"find out why, then stop the agent and run `handclasp agent forget {one.identity}`"
+        return f"it is not renewed any more{said}; {after}"
+    if view.held is None or now >= view.held.not_after:
+        what = "there is no certificate yet" if view.held is None else "its certificate has ended"
+        return f"{what}{said}" + ("; enrol this host again with `handclasp agent enroll`" if own else "")
+    failed = [f"{target.name}: {target.last_failure}" for target in one.targets if target.state == "failed"]
+    if failed:
+        return f"the previous certificate is still in use; see to the service, it is tried again by itself. {'; '.join(failed)}"
+    return f"its renewal is overdue, and tried again by itself{said}"
