@@ -9,13 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the PostgreSQL cluster of the tests serves here too
 
-from bench import footprint, issue, parts, results
+from bench import agent, fleet, footprint, issue, istio, parts, results
 
 PARTS: dict[str, Callable[[], Iterable[results.Result]]] = {
     "issue": issue.run,
+    "istio": istio.run,
     "parts": parts.run,
     "postgresql": issue.run_postgresql,
     "footprint": footprint.run,
+    "agent": agent.run,
+    "fleet": fleet.run,
 }
 
 

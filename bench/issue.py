@@ -30,12 +30,12 @@ def run() -> Iterator[Result]:
     limit = verify_and_sign_us()
     with Server(core=0) as server:
         token = server.token(name="bench", allow=[IDENTITY], profiles=["workload"], uses=0, expires="1h")
-        _issue(server, token, 500)  # warm: imports, caches, the first pages of the database
-        cpu, load = _issue(server, token, SINGLE)
-        yield Result("issue.single.cpu_us", cpu, "us", limit, budget=5.0, note=_latency(load))
+        issue_many(server, token, 500)  # warm: imports, caches, the first pages of the database
+        cpu, load = issue_many(server, token, SINGLE)
+        yield Result("issue.single.cpu_us", cpu, "us", limit, budget=5.0, note=latency(load))
         rate = load["requests"] / load["seconds"]
         yield Result("issue.single.per_second", rate, "1/s", 3000, budget=1.0, at_least=True, note="limit: the budget")
-        cpu, _ = _issue(server, token, BATCHES * BATCH, batch=BATCH)
+        cpu, _ = issue_many(server, token, BATCHES * BATCH, batch=BATCH)
         yield Result("issue.batch100.cpu_us", cpu, "us", limit, budget=2.6)
         yield from _renew(server, token)
 
@@ -51,8 +51,8 @@ def run_postgresql() -> Iterator[Result]:
         try:
             with Server(workers=2, database=cluster.url(cluster.create_database())) as server:
                 token = server.token(name="bench", allow=[IDENTITY], profiles=["workload"], uses=0, expires="1h")
-                _issue(server, token, 1000, connections=128, core=None)
-                cpu, load = _issue(server, token, 20_000, connections=128, core=None)
+                issue_many(server, token, 1000, connections=128, core=None)
+                cpu, load = issue_many(server, token, 20_000, connections=128, core=None)
                 rate = load["requests"] / load["seconds"]
                 yield Result("issue.postgresql2.per_second", rate, "1/s", 5000, budget=1.0, at_least=True, note="limit: the budget")
                 yield Result("issue.postgresql2.cpu_us", cpu, "us", verify_and_sign_us(), note="both workers, without PostgreSQL itself")
@@ -60,7 +60,7 @@ def run_postgresql() -> Iterator[Result]:
             cluster.stop()
 
 
-def _issue(
+def issue_many(
     server: Server, token: str, count: int, *, batch: int = 1, connections: int = CONNECTIONS, core: int | None = 1
 ) -> tuple[float, dict[str, Any]]:
     """Issue ``count`` certificates, each over a key of its own; return server CPU in microseconds for each, and the generator's summary."""
@@ -95,7 +95,7 @@ def _renew(server: Server, token: str) -> Iterator[Result]:
         before = server.cpu_seconds()
         load = generate(server, {"kind": "fresh_mtls", "items": items, "connections": 8}, 1)
         cpu = (server.cpu_seconds() - before) / RENEWALS * 1e6
-        yield Result("renew.fresh_mtls.cpu_us", cpu, "us", limit, budget=2.0, note=_latency(load))
+        yield Result("renew.fresh_mtls.cpu_us", cpu, "us", limit, budget=2.0, note=latency(load))
 
 
 def generate(server: Server, plan: dict[str, Any], core: int | None) -> dict[str, Any]:
@@ -119,5 +119,5 @@ def csr_pem(key: Any = None) -> str:
     return builder.sign(key or p256_key(), hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
 
-def _latency(load: dict[str, Any]) -> str:
+def latency(load: dict[str, Any]) -> str:
     return f"p50 {load['p50_ms']:.1f} ms, p99 {load['p99_ms']:.1f} ms"

@@ -18,13 +18,13 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Server:
     """A ``handclasp`` server process (or several) with its own data directory."""
 
-    def __init__(self, *, workers: int = 1, database: str = "", core: int | None = None) -> None:
+    def __init__(self, *flags: str, workers: int = 1, database: str = "", core: int | None = None) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="handclasp-bench-")
         data = Path(self.directory.name)
         ready = data / "ready.json"
         arguments = [sys.executable, "-m", "handclasp", "up", "--data", str(data / "data"), "--trust-domain", "example.org"]
         arguments += ["--https", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ready-file", str(ready), "--name", "127.0.0.1"]
-        arguments += ["--rate-principal", "1000000", "--log-level", "warning"]
+        arguments += ["--rate-principal", "1000000", "--log-level", "warning", *flags]
         if database:
             arguments += ["--database", database, "--workers", str(workers)]
         pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
@@ -41,6 +41,7 @@ class Server:
         self.host, port = self.url.removeprefix("https://").split(":")
         self.port = int(port)
         self.ca_file: str = facts["ca_file"]
+        self.grpc: str | None = facts["grpc"]
         self.admin_token = Path(facts["admin_token_file"]).read_text().strip()
 
     def __enter__(self) -> Server:
@@ -67,6 +68,14 @@ class Server:
 
         with ApiClient(self.url, ca=self.ca_file, token=self.admin_token) as client:
             return client.call("POST", "/v1/tokens", body=TokenRequest(**fields), response=TokenCreated).token
+
+    def apply_policy(self, text: str) -> None:
+        """Put a policy in force."""
+        from handclasp.client.api import ApiClient
+        from handclasp.wire import PolicyDiff, PolicyDocument
+
+        with ApiClient(self.url, ca=self.ca_file, token=self.admin_token) as client:
+            client.call("PUT", "/v1/policy", body=PolicyDocument(text=text), response=PolicyDiff)
 
 
 def _cpu(pid: int) -> float:

@@ -1,7 +1,7 @@
 """Generates the parts of the documentation that the code already knows, and checks that they are up to date.
 
 ``python tools/docs.py write`` writes them, ``check`` prints a diff and fails when one is stale. Pages: the command line, the settings, the
-REST API, the kinds of error, the types of log entry, and the map of the rooms inside ``docs/architecture.md``.
+REST API, the kinds of error, the types of log entry, the presets of the agent, and the map of the rooms inside ``docs/architecture.md``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def page(title: str, introduction: str, *parts: str) -> str:
     """Return a whole generated page."""
     return "\n".join([f"# {title}\n", NOTE, introduction.strip() + "\n", *(part for part in parts if part)]).rstrip() + "\n"
+
+
+# --- presets ------------------------------------------------------------------------------------------------------------------------------
+
+
+def presets_page() -> str:
+    """Return docs/reference/presets.md."""
+    module = importlib.import_module("handclasp.agent.presets")
+    found = [module.load_preset(name) for name in module.preset_names()]
+    introduction = """What each preset of a [target](../targets.md) fills in, and what the service's own configuration must say for it.
+Whatever a target says itself counts more; its `directory` is put in everywhere. `handclasp agent presets NAME` shows the same."""
+    rows = [[f"[`{one.name}`](#{one.name})", one.title, "yes" if one.tried else ""] for one in found]
+    overview = table(["preset", "for", "rotated under traffic in our tests"], rows)
+    return page("Presets for targets", introduction, overview, *map(_preset, found))
+
+
+def _preset(preset: Any) -> str:
+    filled, _, rest = preset.as_text().partition("# The service's own configuration:\n")
+    target = filled.split("\n", 2)[2].strip()
+    snippet = rest.split("\n\n# * ")[0].rstrip()
+    notes = "\n".join(f"* {note}" for note in preset.notes)
+    return f"## {preset.name}\n\n{preset.title}.\n\n```yaml\n{target}\n```\n\n```text\n{snippet}\n```\n\n{notes}\n"
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------------------------
@@ -387,6 +409,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/api.md": api_page,
     "reference/kinds.md": kinds_page,
     "reference/log-entries.md": log_entries_page,
+    "reference/presets.md": presets_page,
     "architecture.md": architecture_page,
 }
 

@@ -49,6 +49,32 @@ def test_check_plan_and_status(run, tmp_path: Path) -> None:
         assert run("agent", "status", "-c", str(config), "--state-dir", "state").stdout.startswith(f"spiffe://{DOMAIN}/agent/host1\tok\t")
 
 
+def test_presets_are_shown_and_a_plan_shows_what_they_fill_in(run, tmp_path: Path) -> None:
+    names = [line.split("\t")[0] for line in run("agent", "presets").stdout.splitlines()]
+    assert {"nginx", "postgresql", "kafka", "systemd"} <= set(names)
+    assert [one["name"] for one in json.loads(run("agent", "presets", "--json").stdout)] == names
+    shown = run("agent", "presets", "redis").stdout
+    assert "- preset: redis\n" in shown
+    assert "tls-cert-file    /etc/redis/tls/current/cert.pem\n" in shown
+    assert json.loads(run("agent", "presets", "redis", "--json").stdout)["target"]["look"] == {"connect": "127.0.0.1:6379"}
+    missing = run("agent", "presets", "ngnix")
+    assert (missing.exit_code, "not a preset (not_found)" in missing.stderr) == (1, True)
+    (tmp_path / "agent.yaml").write_text("identities:\n  - dns: [a.example.org]\n    targets: [{preset: nginx, look: ~}]\n")
+    plan = run("agent", "plan", "-c", "agent.yaml", "--state-dir", "state", "--json")
+    assert json.loads(plan.stdout)[0]["targets"] == [
+        {
+            "name": "files:/etc/nginx/tls",
+            "preset": "nginx",
+            "steps": [
+                "write: key, certificate and bundle below /etc/nginx/tls/current, the key with mode 0600",
+                "validate: nginx -t -q",
+                "reload: nginx -s reload",
+            ],
+        }
+    ]
+    assert "  reload: nginx -s reload" in run("agent", "plan", "-c", "agent.yaml", "--state-dir", "state").stderr
+
+
 def test_a_bad_configuration_names_its_lines(run, tmp_path: Path) -> None:
     (tmp_path / "agent.yaml").write_text("version: 1\nidentities:\n  - identity: web\n    colour: blue\n")
     result = run("agent", "check", "-c", "agent.yaml")

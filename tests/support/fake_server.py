@@ -30,6 +30,7 @@ from handclasp import wire
 from handclasp.clock import parse_duration, rfc3339, system_clock
 
 DOMAIN = "example.org"
+QUESTION = ":renewal-info"
 
 
 def pem(certificate: x509.Certificate) -> str:
@@ -155,6 +156,8 @@ class FakeServer:
     extra_roots: list[x509.Certificate] = field(default_factory=list)
     crl: str = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
     away: bool = False
+    ahead: int = 0
+    """Milliseconds by which this server's clock is ahead of the host's."""
 
     def __enter__(self) -> FakeServer:
         self._lock = threading.RLock()
@@ -195,6 +198,9 @@ class FakeServer:
                 server._handle(self)
 
             do_POST = do_PUT = do_GET  # noqa: N815
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(server._now() / 1000 if timestamp is None else timestamp)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -242,7 +248,12 @@ class FakeServer:
         return [sha256 for sha256, record in self.records.items() if record.identity == identity][-1]
 
     def count(self, part: str, method: str = "") -> int:
-        return sum(part in seen.path and method in ("", seen.method) for seen in self.seen)
+        """Requests, but for questions about renewals: those are no business of a test that counts certificates."""
+        return sum(part in seen.path and method in ("", seen.method) for seen in self.seen if not seen.path.endswith(QUESTION))
+
+    def questions(self) -> int:
+        """How often it was asked about renewals."""
+        return sum(seen.path.endswith(QUESTION) for seen in self.seen)
 
     def assert_content(self) -> None:
         assert self.complaints == []
@@ -294,6 +305,8 @@ class FakeServer:
                 return self._issue(msgspec.json.decode(body, type=wire.IssueRequest), peer, token)
             if method == "POST" and path.endswith(":renew"):
                 return self._renew(path.split("/")[-1].removesuffix(":renew"), msgspec.json.decode(body, type=wire.RenewRequest), peer)
+            if (method, path) == ("POST", "/v1/certificates:renewal-info"):
+                return self._renewal_list(msgspec.json.decode(body, type=wire.RenewalQuery))
             if (method, path) == ("PUT", "/v1/agents/self"):
                 if not self._is_agent(peer):
                     return self._problem(401, "not_authenticated", "that is not an agent")
@@ -320,9 +333,26 @@ class FakeServer:
             return self._tagged(text, tag)
         return self._problem(404, "not_found", f"there is no {method} {path}", "look at the reference")
 
+    def _renewal_list(self, query: wire.RenewalQuery) -> tuple[int, bytes, dict[str, str]]:
+        items = [
+            wire.RenewalInfo(
+                sha256=sha256,
+                renew_after=rfc3339(record.renew_after),
+                renew_before=rfc3339(record.renew_before),
+                state="revoked" if record.revoked else "superseded" if record.superseded else "valid",
+            )
+            for sha256 in query.certificates
+            if (record := self.records.get(sha256))
+        ]
+        tag = hashlib.sha256(msgspec.json.encode(items)).hexdigest()[:16]
+        return self._json(wire.RenewalList(tag=tag, items=[] if tag == query.tag else items))
+
+    def _now(self) -> int:
+        return system_clock() + self.ahead
+
     def _is_agent(self, peer: str) -> bool:
         record = self.records.get(peer)
-        return record is not None and record.profile == "agent" and not record.revoked and record.not_after > system_clock()
+        return record is not None and record.profile == "agent" and not record.revoked and record.not_after > self._now()
 
     def _issue(self, request: wire.IssueRequest, peer: str, token: str) -> tuple[int, bytes, dict[str, str]]:
         if token:
@@ -371,8 +401,8 @@ class FakeServer:
             self.complaints.append("a key was used again")
         self._keys.add(spki)
         seconds = parse_duration(ttl) if ttl else self.ttl
-        leaf = self.authority.issue(csr.public_key(), spiffe=identity, dns=dns, ip=ip, seconds=seconds)
-        now, sha256 = system_clock(), fingerprint(leaf)
+        leaf = self.authority.issue(csr.public_key(), spiffe=identity, dns=dns, ip=ip, seconds=seconds + self.ahead / 1000)
+        now, sha256 = self._now(), fingerprint(leaf)
         after, before = (now + int(seconds * 1000 * part) for part in self.window)
         name = identity or f"dns:{dns[0]}"
         not_after = int(leaf.not_valid_after_utc.timestamp() * 1000)

@@ -17,6 +17,12 @@ PACKAGES = {
     "openssl": ("openssl", "openssl"),
     "curl": ("curl", "curl"),
     "haproxy": ("haproxy", "haproxy"),
+    "apache2": ("apache2", "apache2-bin"),
+    "redis": ("redis-server", "redis-server"),
+    "mariadb": ("mariadbd", "mariadb-server-core"),
+    "mariadb-client": ("mariadb", "mariadb-client-core"),
+    "keytool": ("keytool", "default-jre-headless"),
+    "mariadb-install-db": ("mariadb-install-db", "mariadb-server-core"),
 }
 """What a test calls it: (the program that must be there, the Debian package that has it)."""
 

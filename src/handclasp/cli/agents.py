@@ -8,7 +8,8 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.command import Group, State, pass_state
-from handclasp.cli.options import limit_option, pairs
+from handclasp.cli.fleet import list_, show
+from handclasp.cli.options import pairs
 from handclasp.cli.parts import agent_part
 from handclasp.cli.terminal import When
 
@@ -29,9 +30,24 @@ def agent() -> None:
 @agent.command(
     client=True,
     example="handclasp agent enroll --token-file enrol.token --ca sha256:5f1c… --url https://ca.example.org:8443\n"
-    'echo "$TOKEN" | handclasp agent enroll --token - --label role=web',
+    'echo "$TOKEN" | handclasp agent enroll --token - --label role=web\n'
+    "handclasp agent enroll --method kubernetes --cluster prod-a --token-file /var/run/secrets/tokens/handclasp\n"
+    "handclasp agent enroll --method x509 --cert /etc/device/cert.pem --key /etc/device/key.pem",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["token", "oidc", "kubernetes", "x509", "aws"]),
+    default="token",
+    show_default=True,
+    help="What proves this host: a one-time token, or evidence that the server's policy takes.",
 )
 @click.option("--token", metavar="TOKEN|-", help="Enrolment token; - reads it from stdin, which keeps it out of ps.")
+@click.option("--cluster", default="", metavar="NAME", help="kubernetes: the cluster's name in the server's policy.")
+@click.option("--cert", "cert_file", default="", metavar="FILE", help="x509: the certificate with its chain, PEM.")
+@click.option("--key", "key_file", default="", metavar="FILE", help="x509: its private key, PEM.")
+@click.option("--aws-document", "document_file", default="", metavar="FILE", help="aws: the instance identity document.")
+@click.option("--aws-signature", "signature_file", default="", metavar="FILE", help="aws: its signature, as the metadata service has it.")
+@click.option("--aws-metadata", "metadata_url", default="", metavar="URL", help="aws: the metadata service, where it is not the usual one.")
 @click.option("--name", metavar="NAME", help="The agent's name; without it the host's.")
 @click.option(
     "--label", "labels", multiple=True, metavar="K=V", help="Note kept beside the certificate; labels for policy are in the token."
@@ -39,10 +55,25 @@ def agent() -> None:
 @click.option("--trust-domain", metavar="NAME", help="Needed where the server has more than one.")
 @click.option("--state-dir", default=DEFAULT_STATE, show_default=True, metavar="DIR", help="Where the agent keeps its state.")
 @pass_state
-def enroll(state: State, token: str | None, name: str | None, labels: tuple[str, ...], trust_domain: str | None, state_dir: str) -> None:
-    """Turn a one-time token into the agent's own certificate. The token is needed nowhere after that."""
+def enroll(
+    state: State,
+    method: str,
+    token: str | None,
+    name: str | None,
+    labels: tuple[str, ...],
+    trust_domain: str | None,
+    state_dir: str,
+    **places: str,
+) -> None:
+    """Turn a one-time token, or evidence, into the agent's own certificate.
+
+    A token is needed nowhere after that. Where evidence is found is remembered: it is read again should the agent have to enrol again.
+    """
     from handclasp.cli.connection import resolve
 
+    if method != "token":
+        _enroll_by_evidence(state, method, name, labels, trust_domain, state_dir, places)
+        return
     if token == "-":  # noqa: S105  (not a secret: it says where the secret is)
         token = None
         state.token_file = "-"  # noqa: S105
@@ -50,6 +81,28 @@ def enroll(state: State, token: str | None, name: str | None, labels: tuple[str,
     made = agent_part("", "enroll")(settings, token or settings.token, state_dir, name, pairs(labels, "--label"), trust_domain=trust_domain)
     if state.json:
         terminal.write_json(made)
+    _say_enrolled(made, state_dir)
+
+
+def _enroll_by_evidence(
+    state: State, method: str, name: str | None, labels: tuple[str, ...], trust_domain: str | None, state_dir: str, places: dict[str, str]
+) -> None:
+    from handclasp.cli.connection import resolve
+
+    token_file, state.token_file = state.token_file or "", None  # it is the agent's evidence, and not a token of ours
+    enrolment = agent_part("state", "Enrolment")(method=method, token_file=token_file, **places)
+    settings = resolve(state)
+    made = agent_part("", "enroll")(
+        settings, None, state_dir, name, pairs(labels, "--label"), trust_domain=trust_domain, enrolment=enrolment
+    )
+    if state.json:
+        terminal.write_json(made)
+    if not made.enrolment.again:
+        terminal.say("this evidence serves once: the agent cannot enrol again by itself should its own certificate ever end")
+    _say_enrolled(made, state_dir)
+
+
+def _say_enrolled(made: Any, state_dir: str) -> None:
     terminal.say(f"enrolled as {made.identity}; start it with: handclasp agent run -c agent.yaml --state-dir {state_dir}")
 
 
@@ -67,6 +120,21 @@ def run(config: str, state_dir: str | None, log_level: str) -> None:
     """Look after every identity in the configuration until stopped. SIGHUP reads the configuration again."""
     terminal.start_logging(log_level)
     agent_part("", "run")(config, state_dir)
+
+
+@agent.command("helper", example="handclasp agent helper -c /etc/handclasp/agent.yaml")
+@_CONFIG
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What to say on stderr.",
+)
+def helper_(config: str, log_level: str) -> None:
+    """Deliver, as root, to the targets marked `helper: true`, when the agent asks. SIGHUP reads the configuration again."""
+    terminal.start_logging(log_level)
+    agent_part("helper.server", "run_helper")(config)
 
 
 @agent.command(example="handclasp agent check -c agent.yaml")
@@ -99,6 +167,23 @@ def plan(state: State, config: str, state_dir: str | None) -> None:
         [[item.identity, When(item.at) if item.at else "never by itself", item.actions] for item in planned],
         empty="there is nothing to look after",
     )
+    for target in (target for item in planned for target in item.targets):
+        terminal.say("\n  ".join([f"{target.name}{f' (preset {target.preset})' if target.preset else ''}", *target.steps]))
+
+
+@agent.command(example="handclasp agent presets\nhandclasp agent presets nginx")
+@click.argument("name", required=False, help="One preset, to see all of it; without it they are listed.")
+@pass_state
+def presets(state: State, name: str | None) -> None:
+    """Show the presets for targets: what one fills in, and what the service's own configuration must say."""
+    load = agent_part("presets", "load_preset")
+    found = [load(one) for one in ([name] if name else agent_part("presets", "preset_names")())]
+    if state.json:
+        terminal.write_json([one.as_json() for one in found] if name is None else found[0].as_json())
+    elif name is None:
+        terminal.write_table(["preset", "for"], [[one.name, one.title] for one in found])
+    else:
+        terminal.write_text(found[0].as_text())
 
 
 @agent.command(example="handclasp agent status\nhandclasp agent status -c agent.yaml --json")
@@ -127,6 +212,8 @@ def status(state: State, config: str | None, state_dir: str | None) -> int:
             ],
         )
     terminal.say(f"{found.agent} {'runs' if found.running else 'does not run'}, for {found.url}")
+    for words in found.todo:
+        terminal.say(words)
     return 0 if found.healthy else 1
 
 
@@ -158,30 +245,5 @@ def forget(state: State, identity: str, config: str | None, state_dir: str | Non
     terminal.say(f"the certificate of {identity} is dropped; another is issued when the agent starts")
 
 
-@agent.command("list", client=True, example="handclasp agent list\nhandclasp agent list --json")
-@limit_option
-@pass_state
-def list_(state: State, limit: int) -> None:
-    """List the agents that the server knows, and how their identities are."""
-    from handclasp.wire import AgentList
-
-    found = state.api().pages("/v1/agents", AgentList, limit)
-    if state.json:
-        terminal.write_json(found)
-        return
-    terminal.write_table(
-        ["identity", "hostname", "state", "version", "last contact", "identities", "not ok"],
-        [
-            [
-                a.identity,
-                a.hostname,
-                a.state,
-                a.version,
-                _when(a.last_contact),
-                len(a.identities),
-                [i.identity for i in a.identities if i.state != "ok"],
-            ]
-            for a in found.items
-        ],
-        empty="no agent is enrolled",
-    )
+agent.add_command(list_)
+agent.add_command(show)

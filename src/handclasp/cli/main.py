@@ -17,13 +17,17 @@ SECTIONS = {
     },
     "Identities": {
         "cert": ("handclasp.cli.certificates:cert", "Issue, renew, revoke and look at certificates."),
+        "rotate": ("handclasp.cli.rotations:rotate", "Have certificates replaced before their time, and watch it."),
+        "rotation": ("handclasp.cli.rotations:rotation", "Rotations: how far they are, and what has not answered."),
         "identity": ("handclasp.cli.identities:identity", "Who has certificates, and who owns them."),
         "agent": ("handclasp.cli.agents:agent", "Keep the certificates of a host fresh."),
+        "workload": ("handclasp.cli.workloads:workload", "Ask the Workload API of this host, as a workload would."),
     },
     "Who may have what": {
         "token": ("handclasp.cli.tokens:token", "Scoped access tokens."),
         "policy": ("handclasp.cli.policies:policy", "The grants in force: show, compare, apply, test."),
         "profile": ("handclasp.cli.profiles:profile", "What each kind of certificate looks like."),
+        "federation": ("handclasp.cli.federations:federation", "Other trust domains, and their bundles."),
     },
     "Proof and health": {
         "audit": ("handclasp.cli.audit:audit", "The tamper-evident log: read, export, prove, verify."),
