@@ -41,7 +41,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from handclasp.access.clusterrules import PLACEHOLDERS, Cluster, cluster_meaning, kubernetes_rule, parse_clusters
-from handclasp.access.enrolment import EnrolmentRule, read_enrolment
+from handclasp.access.enrolment import EnrolmentRule
+from handclasp.access.enrolmentrules import read_enrolment
 from handclasp.access.grants import GRANT_ACTIONS, AgentRule, CertificateRule, Grant, KubernetesRule, OidcRule, PrincipalRule, TokenRule
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
 from handclasp.access.workloads import Workload, read_workloads
