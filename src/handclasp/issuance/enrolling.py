@@ -60,9 +60,7 @@ def _read_kept(text: str) -> Kept:
         raise HandclaspError(Kind.INTERNAL, "what is stored of an agent's evidence cannot be read") from error
 
 
-async def prepare(
-    store: Store, principal: TokenPrincipal | EvidencePrincipal, identity: str, policy: Policy, now: int
-) -> Enrolment:
+async def prepare(store: Store, principal: TokenPrincipal | EvidencePrincipal, identity: str, policy: Policy, now: int) -> Enrolment:
     """Return what making ``identity`` an agent means, before anything is signed.
 
     Most enrolment tokens give any name, and the evidence of two machines may fill a name alike: who has one must not become an agent that

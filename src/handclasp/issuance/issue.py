@@ -289,5 +289,3 @@ def names_json(names: Names) -> str:
     if not names.dns and not names.ip and not names.email:
         return "{}"
     return json.dumps({kind: values for kind, values in (("dns", names.dns), ("ip", names.ip), ("email", names.email)) if values})
-
-

@@ -21,6 +21,9 @@ from handclasp.store.writes import Change
 
 TAG = "renewals"
 """Row of ``meta`` that holds the tag."""
+FEW = 20
+"""Certificates that SQLite reads one by one sooner than a thread is woken for a query."""
+_ONE = "SELECT sha256, renew_after, renew_before, not_after, superseded_at, revoked_at FROM certificate WHERE sha256 = ?"
 _NONE = "0"  # the tag before anything ever changed
 
 
@@ -67,7 +70,14 @@ class Suggestions:
         return Change(statement.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
 
     async def of(self, certificates: Sequence[bytes]) -> list[Suggestion]:
-        """Return the suggestions of those of the certificates that were issued here, in one query."""
+        """Return the suggestions of those of the certificates that were issued here."""
+        if self._store.is_sqlite and len(certificates) <= FEW:
+            found = [await self._store.point(_ONE, (sha256,)) for sha256 in certificates]
+            return [
+                Suggestion(bytes(one[0]), one[1], one[2], one[3], superseded=one[4] is not None, revoked=one[5] is not None)
+                for one in found
+                if one is not None
+            ]
         certificate = tables.certificate.c
         rows = await self._store.rows(
             select(
