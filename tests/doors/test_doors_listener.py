@@ -256,12 +256,12 @@ def test_a_request_may_be_taken_back_and_a_flood_of_that_ends_the_connection(mes
     works(mesh)
 
 
-def test_a_peer_that_sends_and_never_reads_is_cut_off(mesh: Mesh) -> None:
+def test_a_flood_of_pings_is_cut_off(mesh: Mesh) -> None:
     ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00abcdefgh"
     with peer(mesh) as client:
 
         def flood() -> None:
-            for _ in range(100_000):  # each is answered, and as many bytes come back
+            for _ in range(10_000):  # each is answered, and as many bytes come back
                 client.socket.sendall(ping * 1000)
 
         with pytest.raises(OSError):
@@ -402,8 +402,17 @@ def test_two_workers_answer_the_same_request_with_one_certificate(tmp_path: Path
     needs("postgresql")
     with small(tmp_path, "--database", postgres_url, "--workers", "2") as (live, cluster):
 
+        async def both_know(token: str) -> None:
+            """Wait until a worker that did not put the policy in force has seen it too, which takes half a second."""
+            in_a_row = 0
+            while in_a_row < 12:
+                async with connected(live.facts["grpc"], live.facts["ca_file"]) as client:
+                    found = await statuses(lambda: client.create(ztunnel_csr(IDENTITY)[1], token), 1)
+                in_a_row = in_a_row + 1 if found == [Status.OK] else 0
+
         async def work() -> None:
             token = cluster.token(WEB)
+            await both_know(token)
             key, csr = ztunnel_csr(IDENTITY)
             chains = set()
             for _ in range(12):  # each connection goes to one of the two

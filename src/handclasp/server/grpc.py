@@ -17,6 +17,7 @@ from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
+from h2.events import RequestReceived
 from h2.exceptions import H2Error
 
 from handclasp.server.tls import OneWrite, SwappableTls
@@ -24,7 +25,7 @@ from handclasp.server.tls import OneWrite, SwappableTls
 MAX_CONNECTIONS = 4096
 MAX_RUNNING = 2048
 """Requests under way in one process; each connection may have 100 of them (the ``h2`` library announces that)."""
-MAX_UNSENT = 1024 * 1024  # bytes waiting for a peer that sends and does not read: answers to pings and settings have no other bound
+MAX_CONTROL = 10_000  # pings, settings and the like after a request: each is answered, read or not (CVE-2019-9512, CVE-2019-9515)
 MAX_RESETS = 1000  # requests that one connection may take back (CVE-2023-44487); clients that time out do that now and then
 IDLE = 300.0  # seconds without a request, after which a connection is told to go; clients connect again when they need to
 HANDSHAKE = 10.0  # seconds a TLS handshake may take
@@ -86,6 +87,7 @@ class _Connection(H2Protocol):
         super().__init__(self.requests, _CONFIG, _H2)
         self.transport: asyncio.Transport | None = None
         self.used_at = 0.0
+        self.control = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless there are too many."""
@@ -108,6 +110,7 @@ class _Connection(H2Protocol):
             return
         self.connection.flush()
         for event in events:
+            self.control = 0 if isinstance(event, RequestReceived) else self.control + 1
             if type(event) in getattr(self.processor, "processors", ()):
                 self.processor.process(event)
         if self.connection.is_closing():
@@ -115,8 +118,7 @@ class _Connection(H2Protocol):
         self.connection.flush()
         if self.requests._tasks:
             self.used_at = asyncio.get_running_loop().time()
-        assert self.transport is not None
-        if self.connection.streams_failed > MAX_RESETS or self.transport.get_write_buffer_size() > MAX_UNSENT:
+        if self.connection.streams_failed > MAX_RESETS or self.control > MAX_CONTROL:
             self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
