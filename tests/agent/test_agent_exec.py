@@ -273,7 +273,7 @@ def test_the_kernel_ends_the_child_when_the_agent_is_killed_and_the_next_agent_r
     assert [number for number in pids if exists(number)] == [pid(one)]
 
 
-@pytest.mark.parametrize("point", ["exec.spawned", "exec.recorded", "exec.released"])
+@pytest.mark.parametrize("point", ["exec.flipped", "exec.spawned", "exec.recorded", "exec.released", "exec.told"])
 def test_killed_while_it_starts_a_child(tmp_path: Path, point: str) -> None:
     one = target(tmp_path, "sh", "-c", f"echo $$ >> {tmp_path}/pids; exec sleep 100")
     agent = os.fork()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from handclasp.agent import status
 from handclasp.agent.hours import TOLERANCE, Hours, boot_clock
 from handclasp.clock import system_clock
-from support.agents import WEB, prepare, running
+from support.agents import WEB, prepare, running, settled
 from support.fake_server import FakeServer, Fault
 from support.waiting import eventually
 
@@ -103,7 +103,7 @@ def test_an_agent_whose_clock_jumps_neither_issues_nor_forgets(tmp_path: Path, j
         with running(config, Hours(clock)) as agent:
             keeper = agent.roster.find(WEB)
             assert keeper is not None
-            eventually(lambda: keeper.told.state == "ok" and server.reports)
+            eventually(lambda: settled(keeper) and server.reports)
             offset = jump
             eventually(lambda: "clock" in " ".join(status(tmp_path / "state").todo))
             assert server.count("/v1/certificates", "POST") - server.count(":renew", "POST") == 2, "nothing is issued again"
@@ -111,7 +111,7 @@ def test_an_agent_whose_clock_jumps_neither_issues_nor_forgets(tmp_path: Path, j
             assert all(record.not_after - record.renew_after > 0 for record in server.records.values())
             offset = 0
             eventually(lambda: not any("clock" in words for words in status(tmp_path / "state").todo))
-            eventually(lambda: keeper.told.state == "ok")
+            eventually(lambda: settled(keeper))
         assert server.count("/v1/certificates", "POST") - server.count(":renew", "POST") == 2
         server.assert_content()
 
@@ -130,7 +130,7 @@ def test_a_step_of_the_clock_while_a_renewal_is_under_way(tmp_path: Path) -> Non
             assert keeper is not None
             eventually(lambda: keeper.state.failures)
             offset = -24 * HOUR
-            eventually(lambda: keeper.told.state == "ok")
+            eventually(lambda: settled(keeper))
             assert keeper.obtained is not None
             assert keeper.obtained.renew_after <= keeper.obtained.renew_at <= keeper.obtained.renew_before
         server.assert_content()
@@ -147,11 +147,11 @@ def test_a_host_that_slept_for_hours_renews_everything_spread_and_loses_nothing(
         server.ttl = 3600
         with running(config, hours) as agent:
             keepers = agent.roster.keepers()
-            eventually(lambda: all(keeper.told.state == "ok" for keeper in keepers))
+            eventually(lambda: all(settled(keeper) for keeper in keepers))
             asked = len(server.seen)
             server.ahead = slept = 3 * HOUR
             eventually(lambda: all(keeper.obtained and keeper.obtained.obtained_at > system_clock() + 2 * HOUR for keeper in keepers))
-            eventually(lambda: all(keeper.told.state == "ok" for keeper in keepers))
+            eventually(lambda: all(settled(keeper) for keeper in keepers))
             times = [seen.at for seen in server.seen[asked:] if seen.path == "/v1/certificates"]
             assert len(times) == len(keepers), "each was obtained once"
             assert max(times) - min(times) > 0.1, "and not all at once"

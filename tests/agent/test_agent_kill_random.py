@@ -74,7 +74,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         reader.join()
         assert not reader.wrong
         assert reader.reads > 1000
-        assert len(reader.seen) > 50, "many generations were seen in use"
+        assert len(reader.seen) > 2 * len(NAMES), "generations came and went meanwhile (how many depends on the machine)"
         assert [path for path in tmp_path.rglob(".*") if path.name.startswith((".new-", ".current-"))] == []
         server.assert_content()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handclasp import faults
 from handclasp.agent.config import parse_config
 from handclasp.agent.content import Content
 from handclasp.agent.deliver import deliver
@@ -167,6 +170,20 @@ def test_what_goes_wrong_is_a_failure_in_words(api: Api, spoil: Any, words: list
     spoil(api)
     with refused(Kind.DELIVERY_FAILED, *words):
         run(target(api), content())
+
+
+def test_killed_after_it_was_applied(api: Api) -> None:
+    one, what = target(api), content()
+    agent = os.fork()
+    if agent == 0:
+        try:
+            faults._ARMED = ("kubernetes.applied", 1, "kill")
+            run(one, what)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(agent, 0)[1]) == signal.SIGKILL
+    assert run(one, what), "it is found as it is"
+    assert api.patches() == 1
 
 
 def test_nobody_there(tmp_path: Path) -> None:

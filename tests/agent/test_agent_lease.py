@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from handclasp.agent import enroll, status
@@ -11,7 +14,7 @@ from handclasp.agent.targets.files import Files
 from handclasp.client import TLSContext
 from handclasp.client.settings import ClientSettings
 from handclasp.errors import Kind
-from support.agents import WEB, configure, running, start_process
+from support.agents import WEB, configure, running, settled, start_process
 from support.errors import refused
 from support.fake_server import DOMAIN, FakeServer
 from support.waiting import eventually
@@ -23,12 +26,22 @@ def agent_in(server: FakeServer, root: Path, name: str, targets: str) -> Path:
     return configure(root, targets)
 
 
+@contextmanager
+def process_of(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an agent as a process, which ends with the block whatever happens in it."""
+    with start_process(config) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_two_agents_do_not_deliver_over_each_other(tmp_path: Path) -> None:
     place = tmp_path / "tls"
     with FakeServer() as server:
         one = agent_in(server, tmp_path / "one", "host-one", f"[{{directory: {place}}}]")
         two = agent_in(server, tmp_path / "two", "host-two", f"[{{directory: {place}}}]")
-        with start_process(one) as first:
+        with process_of(one) as first:
             eventually(lambda: (place / "current" / "key.pem").exists())
             eventually(lambda: status(tmp_path / "one" / "state").healthy)
             served = TLSContext.from_directory(place).sha256
@@ -41,11 +54,11 @@ def test_two_agents_do_not_deliver_over_each_other(tmp_path: Path) -> None:
                 assert any("another agent delivers there" in words for words in status(tmp_path / "two" / "state").todo)
                 first.send_signal(signal.SIGKILL)
                 first.wait()
-                eventually(lambda: keeper.told.state == "ok", what="it takes over when the other is gone")
+                eventually(lambda: settled(keeper), 100, what="it takes over when the other is gone")
                 assert keeper.obtained is not None
                 assert TLSContext.from_directory(place).sha256 == keeper.obtained.sha256 != served
                 # The first one comes back, and finds that its place is another's now, though it once delivered there.
-                with start_process(one) as again:
+                with process_of(one) as again:
                     eventually(lambda: any("host-two" in words for words in status(tmp_path / "one" / "state").todo))
                     again.send_signal(signal.SIGTERM)
                     assert again.wait(30) == 0

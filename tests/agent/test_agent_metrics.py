@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from handclasp.agent import status
-from support.agents import WEB, prepare, running
+from support.agents import WEB, prepare, running, settled
 from support.fake_server import FakeServer
 from support.programs import free_port
 from support.waiting import eventually
@@ -37,7 +37,7 @@ def test_metrics_and_health(tmp_path: Path) -> None:
         config = prepare(server, tmp_path, f"[{{directory: tls, validate: [test, -e, {good}], crl: true}}]")
         config.write_text(config.read_text() + f"metrics: 127.0.0.1:{port}\n")
         with running(config) as agent:
-            eventually(lambda: agent.roster.keepers()[0].told.state == "ok" and get(port, "/healthz") == (200, "ok\n"))
+            eventually(lambda: settled(agent.roster.keepers()[0]) and get(port, "/healthz") == (200, "ok\n"))
             target = f"files:{tmp_path / 'tls'}"
             eventually(lambda: values(port)["handclasp_target_state", tuple(sorted((target, "ok", WEB)))] == 1)
             found, record = values(port), server.records[server.newest(WEB)]
@@ -90,6 +90,6 @@ def test_an_address_that_is_taken_is_said_and_stops_nothing(tmp_path: Path) -> N
         config = prepare(server, tmp_path, "[{directory: tls}]")
         config.write_text(config.read_text() + f"metrics: 127.0.0.1:{taken.getsockname()[1]}\n")
         with running(config) as agent:
-            eventually(lambda: agent.roster.keepers()[0].told.state == "ok")
+            eventually(lambda: settled(agent.roster.keepers()[0]))
             eventually(lambda: any("metrics" in words and "cannot listen" in words for words in status(tmp_path / "state").todo))
             assert not status(tmp_path / "state").healthy

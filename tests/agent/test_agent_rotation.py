@@ -38,6 +38,7 @@ class Host:
     home: Path
     server: FakeServer
     services: list[Service]
+    ttl: str
     seen: dict[str, list[str]] = field(default_factory=dict)
 
     @staticmethod
@@ -49,8 +50,9 @@ class Host:
         enroll(settings, self.server.token(), self.home / "state", "host1", {})
         self.write()
 
-    def write(self, **changes: Any) -> None:
-        identities = [{"identity": self.identity(one), "dns": ["localhost"], "targets": [one.target() | changes]} for one in self.services]
+    def write(self) -> None:
+        common = {"dns": ["localhost"], "ttl": self.ttl}
+        identities = [{"identity": self.identity(one), **common, "targets": [one.target()]} for one in self.services]
         (self.home / "agent.yaml").write_text(json.dumps({"poll": "1s", "identities": identities}))
 
     @contextmanager
@@ -85,16 +87,16 @@ class Host:
 
 
 @contextmanager
-def host(home: Path, *kinds: type[Service], ttl: float) -> Iterator[tuple[Host, Visitor]]:
-    with FakeServer(ttl=ttl, window=(0.2, 0.25)) as server:
-        made = Host(home, server, [kind(home / kind.preset) for kind in kinds])
+def host(home: Path, *kinds: type[Service], ttl: str) -> Iterator[tuple[Host, Visitor]]:
+    with FakeServer(window=(0.2, 0.25)) as server:  # the agent's own certificate lives as long as usual
+        made = Host(home, server, [kind(home / kind.preset) for kind in kinds], ttl)
         made.configure()
         yield made, Visitor.of(server.authority, home / "visitor")
         server.assert_content()
 
 
 def test_three_services_rotate_twenty_times_each_under_traffic_and_no_request_fails(tmp_path: Path) -> None:
-    with host(tmp_path, Nginx, HAProxy, PostgreSQL, ttl=9) as (here, visitor), here.agent(), ExitStack() as stack:
+    with host(tmp_path, Nginx, HAProxy, PostgreSQL, ttl="10s") as (here, visitor), here.agent(), ExitStack() as stack:
         for service in here.services:
             eventually(lambda service=service: (service.tls / "current").exists(), what="the files are there")
             stack.enter_context(service.running(visitor))
@@ -128,7 +130,7 @@ class Troubled(Nginx):
 
 
 def test_whatever_fails_the_old_certificate_is_served_and_it_is_tried_again(tmp_path: Path) -> None:
-    with host(tmp_path, Troubled, ttl=16) as (here, visitor), here.agent(), ExitStack() as stack:
+    with host(tmp_path, Troubled, ttl="16s") as (here, visitor), here.agent(), ExitStack() as stack:
         nginx = here.services[0]
         assert isinstance(nginx, Troubled)
         eventually(lambda: (nginx.tls / "current").exists(), what="the files are there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -146,4 +147,4 @@ def test_a_clock_that_is_ahead_makes_no_loop_of_requests(ahead: int) -> None:
         else:
             world.now = min(decision.wake_at - ahead, NOW + 6 * HOUR)
     assert len(times) <= (13 if not ahead else 6 * 120)
-    assert all(later - earlier >= 15_000 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 15_000 for earlier, later in pairwise(times))

@@ -16,7 +16,7 @@ from handclasp.agent.seal import MAGIC, Seal, SealBrokenError, read_key
 from handclasp.agent.state import StateDirectory
 from handclasp.client import TLSContext
 from handclasp.errors import Kind
-from support.agents import WEB, prepare, running
+from support.agents import WEB, prepare, running, settled
 from support.errors import refused
 from support.fake_server import FakeServer
 from support.waiting import eventually
@@ -97,7 +97,7 @@ def test_from_plain_to_sealed_to_another_key(tmp_path: Path) -> None:
         config = prepare(server, tmp_path, "[{directory: tls}]")
         plain = config.read_text()
         with running(config) as agent:
-            eventually(lambda: agent.roster.everyone()[1].told.state == "ok")
+            eventually(lambda: settled(agent.roster.everyone()[1]))
         first = TLSContext.from_directory(tmp_path / "tls").sha256
         assert all(key.startswith(b"-----BEGIN") for key in keys(tmp_path))
 
@@ -106,7 +106,7 @@ def test_from_plain_to_sealed_to_another_key(tmp_path: Path) -> None:
         config.write_text(plain + "state_key: {file: one}\n")
         with running(config) as agent:
             eventually(lambda: all(key.startswith(MAGIC) for key in keys(tmp_path)), what="every key is sealed at the start")
-            eventually(lambda: agent.roster.everyone()[0].told.state == "ok")
+            eventually(lambda: settled(agent.roster.everyone()[0]))
             content = agent.roster.everyone()[1].content()
             assert content is not None
             assert content.key.startswith(b"-----BEGIN")

@@ -63,21 +63,6 @@ class Keeper:
     It reads nothing from disk until :meth:`load`.
     """
 
-    __slots__ = (
-        "_configured",
-        "_digests",
-        "_digests_of",
-        "_suggestion",
-        "around",
-        "managed",
-        "obtained",
-        "own",
-        "state",
-        "store",
-        "trust_domain",
-        "wants_crl",
-    )
-
     def __init__(self, managed: Managed, store: IdentityStore, around: Surroundings, *, own: bool = False) -> None:
         self.managed, self.store, self.around, self.own = managed, store, around, own
         self.trust_domain = managed.identity.removeprefix("spiffe://").partition("/")[0] if managed.identity else around.trust_domain

@@ -159,6 +159,11 @@ class Connection(grpclib.protocol.H2Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def end(self) -> None:
+        """End every call and, when what was said is on its way, the connection."""
+        if self._transport is not None:
+            self.processor.close("the agent ends")
+
     async def ended(self) -> None:
         """Wait until its calls have ended."""
         await self._calls.wait_closed()

@@ -77,16 +77,6 @@ def verify_jwt_svid(token: str, audience: str, keys: Keys, now: int) -> Checked:
     return Checked(identity, claims)
 
 
-def times(token: str) -> tuple[int, int]:
-    """Return when a token was issued and when it ends (ms), without checking anything: for one that came from our own server.
-
-    Raises ``not_authenticated`` for what is no token.
-    """
-    claims = _parts(token)[1]
-    ends = _number(claims, "exp")
-    return int(1000 * claims["iat"]) if _is_number(claims.get("iat")) else 0, int(1000 * ends)
-
-
 def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     if len(token) > MAX_TOKEN:
         raise _refused("it is too long")

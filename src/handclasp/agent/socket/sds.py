@@ -199,8 +199,7 @@ async def _read(
         failure.append(HandclaspError(Kind.BAD_REQUEST, "the request did not come whole"))
     except Exception as error:
         failure.append(error)
-    finally:
-        await inbox.put(None)
+    await inbox.put(None)
 
 
 def _names(request: pb.DiscoveryRequest) -> tuple[str, ...]:

@@ -77,9 +77,9 @@ class SocketServer:
         try:
             while True:
                 listener = self._listen()
-                self._begun.set()
                 if listener is not None:
                     await self._serve(core, listener)
+                self._begun.set()
                 await asyncio.sleep(_AGAIN)
         finally:
             follow.cancel()
@@ -109,8 +109,10 @@ class SocketServer:
             self._connections.add(made)
             return made
 
-        server = await asyncio.get_running_loop().create_unix_server(connection, sock=listener.socket, backlog=256)
+        server: asyncio.AbstractServer | None = None
         try:
+            server = await asyncio.get_running_loop().create_unix_server(connection, sock=listener.socket, backlog=256)
+            self._begun.set()
             while listener.there():
                 await asyncio.sleep(_LOOK)
                 for one in list(self._connections):
@@ -118,11 +120,12 @@ class SocketServer:
             self._trouble = f"the socket {listener.path} was removed or replaced by somebody; it is made again"
             _log.warning("%s", self._trouble)
         finally:
-            server.close()
+            if server is not None:
+                server.close()
             listener.close()
             connections = list(self._connections)
             for one in connections:
-                one.processor.close("the agent ends")
+                one.end()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(3):
                     for one in connections:

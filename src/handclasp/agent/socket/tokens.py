@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from handclasp import wire
-from handclasp.agent.socket.jwt import times
 from handclasp.clock import Clock, parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
 
@@ -57,8 +56,7 @@ class Tokens:
     async def _obtain(self, key: _Key) -> str:
         answer = await self._ask(wire.JwtSvidRequest(identity=key[0], audience=list(key[1])))
         now, ends = self._clock(), parse_rfc3339(answer.expires_at)
-        began = times(answer.token)[0]
-        self._held[key] = (now + (ends - max(began, now - 60_000)) // 2, ends, answer.token)
+        self._held[key] = (now + (ends - now) // 2, ends, answer.token)
         while len(self._held) > MAX_HELD:
             self._held.popitem(last=False)
         return answer.token

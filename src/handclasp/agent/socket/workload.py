@@ -19,7 +19,6 @@ from handclasp.agent.socket import messages
 from handclasp.agent.socket.calls import guarded, one_message, send, unimplemented
 from handclasp.agent.socket.core import Caller, Core, Peer
 from handclasp.agent.socket.issued import Key
-from handclasp.agent.socket.jwt import verify_jwt_svid
 from handclasp.agent.socket.match import Entitled
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import trust_domain_of
@@ -138,6 +137,8 @@ class WorkloadApi:
 
     async def validate_jwt_svid(self, stream: Stream[pb.ValidateJWTSVIDRequest, pb.ValidateJWTSVIDResponse]) -> None:
         """Check a JWT-SVID for a caller that cannot."""
+        from handclasp.agent.socket.jwt import verify_jwt_svid  # the algorithms take memory, and few callers need them
+
         request = await one_message(stream)
         caller = await self._core.caller(self._peer)
         known = {*caller.trust_domains, *caller.federated}
