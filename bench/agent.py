@@ -26,7 +26,7 @@ def run() -> Iterator[Result]:
         with Server() as server, tempfile.TemporaryDirectory(prefix="handclasp-bench-") as directory:
             config = _prepare(server, Path(directory), count)
             with _agent(config) as (process, port, _):
-                _until(lambda port=port: b"200 OK" in _ask(port, "/healthz") and _delivered(port) == count)
+                _until(lambda port=port, count=count: b"200 OK" in _ask(port, "/healthz") and _delivered(port) == count)
                 fresh = _resident_mb(process.pid)
             starts = []
             for _ in range(STARTS):

@@ -17,6 +17,7 @@ from bench.results import Result
 from bench.server import Server
 
 AGENTS = int(os.environ.get("FLEET", "5000"))
+"""Fewer where the machine has something else to do: the simulation needs most of a core."""
 POLL = 10.0  # seconds, for the 60 of real agents: six times as fast
 WITHIN = 50.0  # seconds of the rotation: its first quarter is longer than any agent's poll
 TTL = "120s"

@@ -21,7 +21,7 @@ lock() {
 }
 
 mkdir -p requirements
-lock dev.txt "$@" --extra server --extra pkcs11 --extra kubernetes --group dev
+lock dev.txt "$@" --extra server --extra pkcs11 --group dev
 lock server.txt -c requirements/dev.txt --extra server
 lock runtime.txt -c requirements/dev.txt
 "$uv" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \

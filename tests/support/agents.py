@@ -13,6 +13,7 @@ from pathlib import Path
 from handclasp.agent import enroll
 from handclasp.agent.config import load_config
 from handclasp.agent.hours import Hours
+from handclasp.agent.keeper import Keeper
 from handclasp.agent.loop import Agent
 from handclasp.agent.state import StateDirectory
 from handclasp.client.settings import ClientSettings
@@ -111,3 +112,9 @@ for line in sys.stdin:
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
         return self._process.stdout.readline()
+
+
+def settled(keeper: Keeper) -> bool:
+    """Tell whether an identity is well and every target of it has its newest certificate."""
+    told = keeper.told
+    return told.state == "ok" and all(target.state == "ok" for target in told.targets)

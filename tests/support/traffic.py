@@ -40,7 +40,7 @@ class Traffic:
                     if connection.recv(1) != b"x":
                         self.lost.append("no echo")
                     served = hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
-            except OSError as error:
+            except (OSError, ValueError, AttributeError) as error:  # ssl's own, when a server goes away between connect and handshake
                 self.lost.append(repr(error))
                 continue
             if served not in self.seen:

@@ -220,16 +220,16 @@ def test_a_renewal_that_a_copy_of_the_host_made_impossible_becomes_an_enrolment(
 
 
 def test_a_revoked_agent_does_not_enrol_again_by_itself(estate: Estate) -> None:
-    estate.apply("1h")
+    estate.apply()
     estate.renew_tokens()
     estate.enrol("kubernetes")
-    held = estate.own_sha256("kubernetes")
     with agents(estate, "kubernetes"):
         eventually(lambda: estate.served("kubernetes"), what="it serves")
+        held = estate.own_sha256("kubernetes")
         with estate.live.client(estate.live.admin_token) as admin:
             admin("POST", f"/v1/certificates/{held}:revoke", {"reason": "superseded"}).ok()
         own = estate.state("kubernetes").own
-        eventually(lambda: own.load().blocked == held, what="it learns of it")
+        eventually(lambda: own.load().blocked == held, what="its renewal was refused")
         assert estate.own_sha256("kubernetes") == held  # whoever revoked it had a reason
         assert "enrol this host again" in "\n".join(status(estate.state("kubernetes").root).todo)
 
