@@ -147,9 +147,7 @@ def parse_policy(text: str, source: str = "policy.yaml") -> Policy:
     workloads = read_workloads(top)
     top.problems.raise_if_any()
     digest = hashlib.sha256(text.encode()).digest()
-    return Policy(
-        tuple(grants), tuple(deny), tuple(issuers), text, digest, clusters=clusters, enrolment=enrolment, workloads=workloads
-    )
+    return Policy(tuple(grants), tuple(deny), tuple(issuers), text, digest, clusters=clusters, enrolment=enrolment, workloads=workloads)
 
 
 _PRINCIPALS: Mapping[str, tuple[str, ...]] = {
