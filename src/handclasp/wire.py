@@ -500,8 +500,8 @@ class AgentReport(Request, kw_only=True):
 class Workload(Response, kw_only=True):
     """One workload of the policy that an agent may serve on its socket.
 
-    A process that has all ``selectors`` gets ``identity``. Placeholders in the identity, such as ``{k8s:ns}``, are filled from the process's
-    own selectors of that name.
+    A process that has all ``selectors`` gets ``identity``. Placeholders in it, such as ``{k8s:ns}``, are filled from the process's own
+    selectors of that name.
     """
 
     name: str

@@ -35,7 +35,9 @@ OF_THE_ROOM: dict[str, dict[str, tuple[int, Kind | None]]] = {
     "/v1/certificates/{sha256}:renew": {"": (400, Kind.BAD_REQUEST)},
     "/v1/certificates/{sha256}:revoke": {"": (403, Kind.NOT_ALLOWED), "admin": (404, Kind.NOT_FOUND)},
     "/v1/certificates/{sha256}:renewal-info": {
-        "": (403, Kind.NOT_ALLOWED), "admin": (404, Kind.NOT_FOUND), "agent certificate": (404, Kind.NOT_FOUND),
+        "": (403, Kind.NOT_ALLOWED),
+        "admin": (404, Kind.NOT_FOUND),
+        "agent certificate": (404, Kind.NOT_FOUND),
     },
     "/v1/certificates:renewal-info": {"": (400, Kind.BAD_REQUEST)},
     "/v1/jwt-svids": {"": (400, Kind.BAD_REQUEST)},
