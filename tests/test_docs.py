@@ -38,9 +38,14 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        "reference/cli.md", "reference/settings.md", "reference/api.md", "reference/kinds.md", "reference/log-entries.md",
-        "reference/presets.md", "architecture.md",
-    ],  # fmt: skip
+        "reference/cli.md",
+        "reference/settings.md",
+        "reference/api.md",
+        "reference/kinds.md",
+        "reference/log-entries.md",
+        "reference/presets.md",
+        "architecture.md",
+    ],
 )
 def test_a_generated_page_is_what_the_code_says(name: str) -> None:
     assert name in tool().PAGES
