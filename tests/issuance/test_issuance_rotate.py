@@ -370,3 +370,19 @@ def test_selections_are_stored_and_read_back(tmp_path: Path) -> None:
             assert await here.rotations.concerns("dns:a.example.net", "issuing", 0) is True
 
     asyncio.run(run())
+
+
+def test_a_large_rotation_is_told_beside_the_request_that_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotate, "CHUNK", 3)
+    monkeypatch.setattr(rotate, "FEW", 5)
+
+    async def run() -> None:
+        async with rotating(tmp_path) as here:
+            rows = [await here.add(NAMES[number % 3]) for number in range(10)]
+            rotation_id = await here.start(select_all())
+            assert await here.items(rotation_id) != {row.sha256 for row in rows}, "nobody waited for that"
+            await here.rotations.finish_telling()
+            assert await here.items(rotation_id) == {row.sha256 for row in rows}
+            assert (await here.rotation(rotation_id)).place is None
+
+    asyncio.run(run())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,12 +39,16 @@ from handclasp.store.writes import Change, Write
 
 declare("rotation.started", "rotation.chunk", "rotation.told")
 
-CHUNK = 500
-"""Certificates that one transaction tells: some milliseconds in which others wait."""
+_log = logging.getLogger("handclasp.rotation")
+
+CHUNK = 250
+"""Certificates that one transaction tells: some milliseconds in which others wait (10 where there are 100,000)."""
+FEW = 500
+"""Certificates that the request that starts a rotation tells itself, so that who asked sees at once who is meant."""
 COUNTED = 5_000
 """Names that are compared at a time while matching certificates are counted."""
 AT_ONCE = 1.0
-"""Seconds for which the request that starts a rotation tells certificates itself; the rest is the leader's."""
+"""Seconds for which the process that starts a rotation tells certificates; the rest is the leader's."""
 SHORTEST, LONGEST = 1.0, 30 * 86400.0
 """Seconds that a rotation may take."""
 LEFT = 0.25
@@ -84,6 +89,7 @@ class Rotations:
         self._clock = clock
         self._random = random or SystemRandom()
         self._new_id = new_id
+        self._telling: set[asyncio.Task[bool]] = set()
 
     async def plan(self, selection: Selection, within: float) -> Planned:
         """Return what a rotation would concern; ``within`` in seconds. Changes nothing. Raises ``bad_request`` for a time out of bounds."""
@@ -97,7 +103,8 @@ class Rotations:
     async def start(self, planned: Planned, reason: str, principal: Principal, source: Source) -> str:
         """Start a rotation and return its id. Durable and logged on return, and told to the end when there is little to tell.
 
-        What is not told after a second is told by the leader's job.
+        Of many certificates none need be told on return: that goes on beside the requests, and what is not told after a second is told
+        by the leader's job. A server that is busy needs many turns of its event loop for it, and nobody should wait for them.
         """
         rotation_id = base64.b32encode(self._new_id(10)).decode().lower()
         what = {
@@ -116,8 +123,23 @@ class Rotations:
         }  # fmt: skip
         await self._store.ledger.commit(Write([entry], [Change(insert(tables.rotation).values(row)), self._suggestions.changed()]))
         fault("rotation.started")
-        await self.tell(rotation_id, seconds=AT_ONCE)
+        if planned.total <= FEW:
+            await self.tell(rotation_id, seconds=AT_ONCE)
+        else:
+            task = asyncio.get_running_loop().create_task(self.tell(rotation_id, seconds=AT_ONCE), name="rotation")
+            self._telling.add(task)
+            task.add_done_callback(self._told)
         return rotation_id
+
+    async def finish_telling(self) -> None:
+        """Wait until this process tells nothing beside its requests any more: a second at most."""
+        if self._telling:
+            await asyncio.wait(self._telling)
+
+    def _told(self, task: asyncio.Task[bool]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.warning("telling goes on in the leader's job: %s", task.exception())
 
     async def resume(self) -> list[str]:
         """Tell what is left of every rotation, oldest first, and return their ids. For one process at a time; more do no harm."""
