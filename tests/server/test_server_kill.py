@@ -25,7 +25,7 @@ SERVING = {
     "log.file.written": 12, "log.file.renamed": 12,
 }  # fmt: skip
 MAKING = ("authority.file_written", "authority.file_named", "ledger.begun", "ledger.written", "ledger.committed")
-ELSEWHERE = ("agent.", "generation.", "deliver.", "state.", "credentials.", "rotation.")
+ELSEWHERE = ("agent.", "generation.", "deliver.", "exec.", "kubernetes.", "state.", "credentials.", "rotation.")
 """Points of the agent and the command line, and of rotations: their own tests kill there."""
 
 

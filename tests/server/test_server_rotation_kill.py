@@ -7,8 +7,6 @@ import sqlite3
 import ssl
 from pathlib import Path
 
-import pytest
-
 import handclasp.server.run  # noqa: F401  (declares every point of the server)
 from handclasp import wire
 from handclasp.errors import HandclaspError, Kind
@@ -53,9 +51,12 @@ def test_killed_while_certificates_are_told(tmp_path: Path) -> None:
     for point, passing in STRIKES.items():
         with Server(data, fault=f"{point}:{passing}:kill") as server, server.ready().client() as admin:
             request = wire.RotationRequest(all=True, within="20m")
-            with pytest.raises(HandclaspError) as failed:
+            try:  # the answer does not wait for so many to be told, so it may be here before the end is
                 admin.call("POST", "/v1/rotations", body=request, response=wire.Rotation)
-            assert failed.value.kind is Kind.UNAVAILABLE
+            except HandclaspError as error:
+                assert error.kind is Kind.UNAVAILABLE  # noqa: PT017
+            else:
+                assert point != "rotation.started"
             assert server.process.wait(60) == -signal.SIGKILL, server.errors()
         assert any(row[1] is not None for row in stored(data)[0]), "one is visibly not told to its end"
     with Server(data) as server, server.ready().client() as admin:

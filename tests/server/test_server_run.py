@@ -120,7 +120,9 @@ def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
 
 def test_a_port_that_is_taken_is_said_before_anything_is_made(server: Server, tmp_path: Path) -> None:
     taken = server.url.removeprefix("https://")
-    other = subprocess.run(command("up", tmp_path / "new", "--https", taken), env=environment(), capture_output=True, text=True, timeout=60)
+    other = subprocess.run(
+        command("up", tmp_path / "new", "--https", taken, "--http", "off"), env=environment(), capture_output=True, text=True, timeout=60
+    )
     assert other.returncode == 1
     assert taken in other.stderr
     assert not (tmp_path / "new" / "handclasp.db").exists()

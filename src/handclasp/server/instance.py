@@ -66,6 +66,7 @@ class Instance:
 
     async def close(self) -> None:
         """Commit what is waiting and let go of everything."""
+        await self.services.rotations.finish_telling()
         await self.services.clusters.close()
         await self.fetcher.close()
         await self.store.close()
