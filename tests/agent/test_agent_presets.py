@@ -59,6 +59,18 @@ def test_each_is_a_target_that_passes_every_check(name: str) -> None:
         assert "{unit}" not in text
 
 
+def test_a_plan_says_what_every_kind_of_target_does() -> None:
+    words = {
+        "exec": steps(read({"type": "exec", "command": ["app", "a b"], "directory": "app", "on_change": "HUP"}).identities[0].targets[0]),
+        "secret": steps(read({"type": "kubernetes_secret", "namespace": "prod", "name": "web"}).identities[0].targets[0]),
+        "helper": steps(read({"directory": "/etc/web", "helper": True}).identities[0].targets[0]),
+    }
+    assert words["exec"][0].startswith("write: key, certificate and bundle below /etc/handclasp/app/current")
+    assert words["exec"][1] == "run: app 'a b'; SIGHUP on a change, and it must run for 1 s to count"
+    assert words["secret"] == ["apply: the Secret prod/web at the API server of the cluster that this pod is in, and read it back"]
+    assert words["helper"][0].endswith("by the helper at /run/handclasp-agent-helper/socket")
+
+
 def test_everything_written_in_the_target_counts_more() -> None:
     written = filled(
         "postgresql", directory="tls", look={"connect": "127.0.0.1:5433"}, reload={"command": ["pg_ctl", "reload"]}, timeout="5s"
@@ -88,7 +100,7 @@ def test_parameters() -> None:
         ({"preset": "systemd", "unit": "a b"}, "unit: "),
         ({"preset": "systemd", "unit": "../../etc"}, "unit: "),
         ({"preset": "nginx", "unit": "x"}, "unit is not known"),
-        ({"preset": "ngnix"}, "not a preset"),
+        ({"preset": "ngnix"}, "not a preset; there are apache, caddy"),
         ({"preset": 3}, "preset: text"),
         ({"preset": "nginx", "type": "jks"}, "is for the type files"),
         ({"preset": "nginx", "look": "x"}, "a mapping"),

@@ -64,7 +64,16 @@ PLACES = [
     ),
     # What a workload made below its own group says nothing.
     (f"0::/kubepods/pod{UID}/{A}/kubepods/pod{OTHER}/{B}\n", Place("", A, UID)),
-    (f"0::/system.slice/evil.service/docker/{A}\n", Place("evil.service", A)),
+    (f"0::/system.slice/evil.service/docker/{A}\n", Place("evil.service")),
+    (f"0::/system.slice/evil.service/kubepods/pod{UID}/{A}\n", Place("evil.service")),
+    # Each user's manager is given its groups, and can make scopes of any name: systemd-run --user --scope --unit docker-ID.
+    (f"0::/user.slice/user-1000.slice/user@1000.service/app.slice/docker-{A}.scope\n", Place("user@1000.service")),
+    (f"0::/user.slice/user-1000.slice/user@1000.service/kubepods/pod{UID}/{A}\n", Place("user@1000.service")),
+    (f"0::/../../user.slice/user-1000.slice/user@1000.service/kubepods-pod{SLICED}.slice/cri-containerd-{A}.scope\n", Place()),
+    (f"0::/user.slice/user-1000.slice/session-3.scope/docker/{A}\n", Place("session-3.scope")),
+    (f"4:freezer:/user/ann/0/docker/{A}\n1:name=systemd:/user.slice/user-1000.slice/session-3.scope\n", Place("session-3.scope")),
+    (f"0::/lxc.payload.theirs/docker/{A}\n", Place()),
+    (f"3:cpu:/lxc/theirs/docker/{A}\n", Place()),
     (f"0::/kubepods/pod{UID}/x/{A}\n", Place()),
     (f"0::/kubepods/pod{UID[:-1]}/{A}\n", Place("", A)),
     (f"0::/docker/{A[:-1]}\n", Place()),
@@ -96,6 +105,19 @@ def test_no_control_group_does_harm(data: bytes) -> None:
         return
     assert len(place.container) in (0, 64)
     assert "/" not in place.unit
+
+
+MINE = st.sampled_from([A, f"docker-{B}.scope", f"pod{UID}", "kubepods", f"kubepods-pod{SLICED}.slice", f"cri-containerd-{A}.scope", "docker"])
+GIVEN = st.sampled_from([
+    "user.slice/user-1000.slice/user@1000.service", "user.slice/user-7.slice/session-2.scope", "system.slice/evil.service", "user/ann/0",
+    "../../system.slice/system-x.slice/x@1.service", "lxc/theirs",
+])  # fmt: skip
+
+
+@given(GIVEN, st.lists(MINE, max_size=6))
+def test_who_owns_its_groups_is_never_taken_for_a_container(given_to: str, made: list[str]) -> None:
+    place = read_cgroup(f"0::/{'/'.join([given_to, *made])}\n".encode())
+    assert (place.container, place.pod) == ("", "")
 
 
 # --- a /proc of our own -----------------------------------------------------------------------------------------------------------------

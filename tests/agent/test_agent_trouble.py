@@ -95,8 +95,12 @@ def test_a_reload_that_hangs_and_a_service_that_is_down(tmp_path: Path) -> None:
             eventually(lambda: "no handshake" in (away.told.last_failure or ""))
             assert [hung.told.state, away.told.state] == ["failed", "failed"]
             eventually(lambda: {one.state for one in server.reports[-1][1].identities} == {"ok", "failed"})
-            todo = " ".join(status(tmp_path / "state").todo)
-            assert "see to the service" in todo
+            todo = status(tmp_path / "state").todo
+            slow, gone = (next(words for words in todo if f"files:{tmp_path / name}" in words) for name in ("slow", "gone"))
+            assert "no certificate has been taken there yet" in slow
+            assert "did not end in 0.5 s" in slow
+            assert "no handshake" in gone
+            assert "did not end" not in gone, "each says what it is about"
             assert hung.state.targets[f"files:{tmp_path / 'slow'}"].next_attempt > 0
 
 

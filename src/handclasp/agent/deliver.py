@@ -124,7 +124,7 @@ class Delivery:
     def back(self, name: str, previous: str) -> str:
         """Put the previous generation back, and say in words what is in place now."""
         if not previous or previous == name:
-            return "there was no previous certificate to go back to"
+            return "there was no previous certificate to go back to, so this one stays in place"
         self.generations.flip(previous)
         fault("deliver.rolled_back")
         if self.told:

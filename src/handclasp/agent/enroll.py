@@ -81,7 +81,12 @@ def _by_token(url: str, ca: str | None, trust_domain: str, name: str | None, tok
     identity = f"spiffe://{trust_domain}/agent/{name}"
     key, csr = new_request("p256", identity=identity)
     with ApiClient(url, ca=ca, token=token) as client:
-        return key, client.issue(wire.IssueRequest(csr=csr, identity=identity, profile="agent"))
+        try:
+            return key, client.issue(wire.IssueRequest(csr=csr, identity=identity, profile="agent"))
+        except HandclaspError as error:
+            if error.kind is Kind.NAME_NOT_ALLOWED:
+                error.hint = f"is {name} the name that the token was made for? Say another with --name; the token can still be used"
+            raise
 
 
 def _by_evidence(url: str, ca: str | None, how: Enrolment) -> tuple[bytes, wire.Issued]:

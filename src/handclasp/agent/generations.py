@@ -3,24 +3,32 @@
     root/generations/00000007/key.pem …     written beside the others, each file and directory synced, named only when complete
     root/current -> generations/00000007    replaced by one rename: key, certificate and bundle change together or not at all
 
+The directory may be one of the service's: everything is done from descriptors, so that nothing that its user puts there, or changes while
+we are at it, leads elsewhere (:mod:`handclasp.agent.reach`).
+
 Every function may be interrupted by ``kill -9`` or power loss anywhere: ``current`` then still leads to a complete generation, and
 :meth:`Generations.recover` removes what was left over.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from handclasp.agent import reach
 from handclasp.faults import declare, fault
 
 declare("generation.made", "generation.file", "generation.complete", "generation.named", "generation.linked", "generation.flipped")
 
 LINK = "current"
+_NAME = re.compile(r"[0-9]{8,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,81 +65,99 @@ class Generations:
     def names(self) -> list[str]:
         """Return the complete generations, oldest first."""
         try:
-            return sorted(entry.name for entry in self._home.iterdir() if entry.name.isdigit())
+            with self._open_home() as home:
+                return sorted(name for name in os.listdir(home) if _NAME.fullmatch(name))
         except FileNotFoundError:
             return []
 
-    def read(self, name: str, file: str) -> bytes | None:
-        """Return one file of a generation (without a name: of the one that counts), or None when it cannot be read."""
+    def read(self, name: str, file: str, most: int = reach.LARGEST) -> bytes | None:
+        """Return one file of a generation (without a name: of the one that counts), or None when it cannot be read.
+
+        A generation may belong to the service: what is no regular file, or has more than ``most`` bytes, cannot be read either.
+        """
         try:
-            return ((self._home / name if name else self.root / LINK) / file).read_bytes()
+            return reach.read((self._home / name if name else self.root / LINK) / file, most)
         except OSError:
             return None
 
     def write(self, files: Mapping[str, File]) -> str:
         """Write a complete new generation and return its name. It is durable on return, and does not count yet."""
-        self._home.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._home.chmod(self._directory_mode)
-        draft = self._home / f".new-{secrets.token_hex(8)}"
-        draft.mkdir(mode=0o700)
-        try:
-            fault("generation.made")
-            for name, file in files.items():
-                self._write_file(draft / name, file)
-                fault("generation.file")
-            draft.chmod(self._directory_mode)
-            os.chown(draft, self._owner, self._group)
-            sync_directory(draft)
-            fault("generation.complete")
-            name = f"{int((self.names() or ['0'])[-1]) + 1:08d}"
-            draft.rename(self._home / name)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        sync_directory(self._home)
+        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with self._open_home(make=True) as home:
+            draft = f".new-{secrets.token_hex(8)}"
+            os.mkdir(draft, 0o700, dir_fd=home)
+            try:
+                fault("generation.made")
+                self._fill(draft, home, files)
+                fault("generation.complete")
+                name = f"{int((self.names() or ['0'])[-1]) + 1:08d}"
+                os.rename(draft, name, src_dir_fd=home, dst_dir_fd=home)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True, dir_fd=home)
+                raise
+            os.fsync(home)
         fault("generation.named")
         return name
 
     def flip(self, name: str) -> None:
         """Make ``name`` the generation that counts. Durable on return."""
-        draft = self.root / f".{LINK}-{secrets.token_hex(8)}"
-        # Relative: the directory may be mounted elsewhere in a container.
-        draft.symlink_to(Path("generations") / name)
-        fault("generation.linked")
-        try:
-            draft.replace(self.root / LINK)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        sync_directory(self.root)
+        with reach.directory(self.root) as root:
+            # Relative: the directory may be mounted elsewhere in a container.
+            replace_link(Path("generations") / name, LINK, root.descriptor, made="generation.linked")
         fault("generation.flipped")
 
     def recover(self) -> None:
         """Remove drafts that an interruption left behind."""
-        for place, start in ((self._home, ".new-"), (self.root, f".{LINK}-")):
-            for name in _listed(place):
-                if not name.startswith(start):
-                    continue
-                left = place / name
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            with reach.directory(self.root) as root:
+                _sweep(root.descriptor, f".{LINK}-")
+            with self._open_home() as home:
+                _sweep(home, ".new-")
 
     def remove(self, name: str) -> None:
         """Remove one generation, as far as that is possible."""
-        shutil.rmtree(self._home / name, ignore_errors=True)
+        with suppress(OSError), self._open_home() as home:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=home)
 
     def prune(self, keep: int, protect: Collection[str] = ()) -> None:
         """Remove all but the newest ``keep`` generations, never the one that counts nor one in ``protect``."""
         spared = {self.current(), *protect}
         for name in self.names()[:-keep]:
             if name not in spared:
-                shutil.rmtree(self._home / name, ignore_errors=True)
+                self.remove(name)
 
-    def _write_file(self, path: Path, file: File) -> None:
+    @contextmanager
+    def _open_home(self, *, make: bool = False) -> Iterator[int]:
+        """Hold the directory of the generations open. Its names are ours alone, so no link is followed there."""
+        with reach.directory(self.root) as root:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir("generations", 0o755, dir_fd=root.descriptor)
+            home = _open_directory("generations", root.descriptor)
+            try:
+                if make and os.fstat(home).st_uid == os.geteuid():
+                    os.fchmod(home, self._directory_mode)
+                yield home
+            finally:
+                os.close(home)
+
+    def _fill(self, draft: str, home: int, files: Mapping[str, File]) -> None:
+        descriptor = _open_directory(draft, home)
+        try:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                raise OSError(errno.EPERM, "somebody put another directory in the place of ours", str(self._home / draft))
+            for name, file in files.items():
+                self._write_file(name, file, descriptor)
+                fault("generation.file")
+            os.fchmod(descriptor, self._directory_mode)
+            os.fchown(descriptor, self._owner, self._group)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _write_file(self, name: str, file: File, directory: int) -> None:
         # 0600 while the content goes in; owner before mode, because a change of owner may clear mode bits.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(file.data)
             stream.flush()
@@ -140,11 +166,39 @@ class Generations:
             os.fsync(descriptor)
 
 
-def _listed(place: Path) -> list[str]:
+def _open_directory(name: str, directory: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+
+
+def _sweep(directory: int, start: str) -> None:
+    """Remove what begins with ``start`` from a directory that is held open."""
+    for name in os.listdir(directory):
+        if not name.startswith(start):
+            continue
+        try:
+            os.unlink(name, dir_fd=directory)
+        except (IsADirectoryError, PermissionError):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+
+
+def replace_link(target: Path, name: str, directory: int, *, made: str = "") -> None:
+    """Let ``name``, in a directory that is held open, be a link to ``target``, by one rename; durable on return. Raises ``OSError``.
+
+    ``made`` names the fault point between the two.
+    """
+    draft = f".{name}-{secrets.token_hex(8)}"
+    os.symlink(target, draft, dir_fd=directory)
     try:
-        return os.listdir(place)  # noqa: PTH208  (an agent does this for five hundred directories when it starts)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        if made:
+            fault(made)
+        os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(draft, dir_fd=directory)
+        raise
+    os.fsync(directory)
 
 
 def sync_directory(path: Path) -> None:

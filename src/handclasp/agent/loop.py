@@ -123,7 +123,7 @@ class Agent:
         own = own_identity(agent.identity)
         state.own.check_seal()
         ca = config.ca or str(state.anchors(agent.trust_domain))
-        url = config.url or agent.url
+        url = self.url = config.url or agent.url
         self.client = ApiClient(url, ca=ca, credential=state.own, timeout=10, attempts=1, dates=self.clock.answered)
         self.anchors = Anchors(state, self.client, self._hurry_refresh)
         self.leases = Leases(agent.identity, state.root)
@@ -148,6 +148,8 @@ class Agent:
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
         self.parts = start_parts(self)
+        count = len(self.config.identities)
+        _log.info("%s looks after %d identit%s, for %s", self.identity, count, "y" if count == 1 else "ies", self.url)
         try:
             with ThreadPoolExecutor(WORKERS, thread_name_prefix="keeper") as pool:
                 looked = self.clock.boot()

@@ -101,7 +101,7 @@ def status(state_dir: str | os.PathLike[str], *, clock: Clock = system_clock) ->
     todo = state.problems() if running else ["the agent does not run: start it, for example with `systemctl start handclasp-agent`"]
     ending = enrolment_warning(agent, state.own.obtained(), now)
     todo += [ending] if ending and ending not in todo else []
-    todo += [f"{one.identity}: {words}" for one, view in found if (words := _todo(one, view, now))]
+    todo += [f"{one.identity}: {words}" for one, view in found for words in _todo(one, view, now)]
     identities = [one for one, _ in found]
     return Status(agent=agent.identity, url=agent.url, running=running, healthy=not todo, identities=identities, todo=todo)
 
@@ -208,19 +208,23 @@ def _time(at: int) -> str | None:
     return rfc3339(at) if at else None
 
 
-def _todo(one: IdentityStatus, view: View, now: int) -> str:
+def _todo(one: IdentityStatus, view: View, now: int) -> list[str]:
     """What a person should do about an identity, or nothing."""
     if one.state in ("ok", "renewing"):
-        return ""
+        return []
     said = f": {one.last_failure}" if one.last_failure else ""
     own = one.slot == "agent"
     if view.blocked:
         after = "enrol this host again" if own else f"find out why, then stop the agent and run `handclasp agent forget {one.identity}`"
-        return f"it is not renewed any more{said}; {after}"
+        return [f"it is not renewed any more{said}; {after}"]
     if view.held is None or now >= view.held.not_after:
         what = "there is no certificate yet" if view.held is None else "its certificate has ended"
-        return f"{what}{said}" + ("; enrol this host again with `handclasp agent enroll`" if own else "")
-    failed = [f"{target.name}: {target.last_failure}" for target in one.targets if target.state == "failed"]
-    if failed:
-        return f"the previous certificate is still in use; see to the service, it is tried again by itself. {'; '.join(failed)}"
-    return f"its renewal is overdue, and tried again by itself{said}"
+        return [f"{what}{said}" + ("; enrol this host again with `handclasp agent enroll`" if own else "")]
+    failed = [_failed(target) for target in one.targets if target.state == "failed"]
+    return failed or [f"its renewal is overdue, and tried again by itself{said}"]
+
+
+def _failed(target: TargetStatus) -> str:
+    """A delivery that fails: what is in use meanwhile, and why. Where nothing was ever delivered, the service may be waiting to be started."""
+    now = "the previous certificate is still in use" if target.last_success else "no certificate has been taken there yet"
+    return f"{target.name}: {now}, and it is tried again by itself; see to the service: {target.last_failure}"

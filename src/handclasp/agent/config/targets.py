@@ -61,7 +61,7 @@ def _fill(table: Table, name: str) -> None:
     try:
         preset = load_preset(name)
     except HandclaspError as error:
-        table.problem(error.detail, "preset")
+        table.problem(f"{error.detail}; {error.hint}" if error.hint else error.detail, "preset")
         return
     parameters = {word: table.take(word, _parameter, default, required=not default) for word, default in preset.parameters.items()}
     written, kind = dict(table.value), preset.target.get("type", "files")

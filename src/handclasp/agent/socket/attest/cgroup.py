@@ -1,8 +1,9 @@
 """Which unit, container and pod a process belongs to, from ``/proc/PID/cgroup`` (cgroups(7)). Pure.
 
 What stands furthest to the left was made by whoever started the workload; what stands behind it may have been made by the workload itself,
-which can name its own groups after somebody else's container. So the first match of a path counts and never a later one, and hierarchies
-(version 1 has several) that say different things are believed in nothing.
+which can name its own groups after somebody else's container. So the first match of a path counts and never a later one, hierarchies
+(version 1 has several) that say different things are believed in nothing, and below a unit or a user's session no container is believed:
+the groups there belong to whoever runs in them (``systemd-run --user --scope --unit docker-ID`` is enough).
 
 Forms read: ``/kubepods/burstable/podUID/ID`` (cgroupfs), ``…/kubepods-burstable-podUID_.slice/cri-containerd-ID.scope`` (systemd),
 ``/docker/ID``, ``/system.slice/docker-ID.scope``, ``libpod-ID.scope``, and the same below a path that begins with ``..`` (a namespace).
@@ -18,6 +19,8 @@ from handclasp.errors import HandclaspError, Kind
 _POD = re.compile(r"(?:[a-z0-9-]*-)?pod([0-9a-f]{8}([-_])[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?")
 _CONTAINER = re.compile(r"(?:(?:[a-z][a-z0-9]*-)*(?P<scope>[0-9a-f]{64})\.scope|(?P<plain>[0-9a-f]{64}))")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:service|scope|socket|mount|swap)")
+# Groups that can be delegated to those who run in them: units (Delegate=, each user's manager), users' sessions, unprivileged LXC containers.
+_DELEGATED = re.compile(r".*\.(?:service|scope|socket|mount|swap)|user|user(?:-.*)?\.slice|lxc(?:[./].*)?")
 _LINE = re.compile(r"\d{1,10}:[^:\n]*:(/[^\n]*)")
 _MAX_LINES = 64
 _MAX_PARTS = 64
@@ -59,6 +62,8 @@ def _container(parts: list[str]) -> tuple[str, str]:
         if match:
             above = _POD.fullmatch(parts[index - 1]) if index else None
             return (_uid(above[1]) if above else "", match["scope"] or match["plain"])
+        if _DELEGATED.fullmatch(part):
+            return "", ""  # whatever stands behind it may have been made by who runs there
         if _POD.fullmatch(part) and index + 1 < len(parts) and not _CONTAINER.fullmatch(parts[index + 1]):
             return "", ""  # something stands where the container should be: not a form that we know
     return "", ""
