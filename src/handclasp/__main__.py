@@ -1,5 +1,5 @@
 """``python -m handclasp``: the same as the ``handclasp`` command."""
 
-from handclasp.cli.main import main
+from handclasp.cli.start import main
 
 main()

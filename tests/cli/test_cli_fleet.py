@@ -45,6 +45,16 @@ def test_an_agent_is_shown_with_what_it_missed(run: Run, api: FakeApi) -> None:
     assert f"{WEB}\t/etc/nginx/tls\tfailed\t{'a1' * 8}\t\tnginx -t: no such file" in lines
 
 
+def test_a_failed_delivery_is_told_once_in_the_row_of_its_target(run: Run, api: FakeApi) -> None:
+    target = wire.AgentTarget(name="files:/srv/tls", state="failed", last_failure="reload: it said\nno")
+    for own, shown in (("", ""), ("the server is away\n", "the server is away")):
+        failure = f"{own}{target.name}: {target.last_failure}"
+        held = wire.AgentIdentity(identity=WEB, sha256="b2" * 32, state="failed", targets=[target], last_failure=failure)
+        api.on("GET", "/v1/agents/web-1", agent(identities=[held], missed=[]))
+        lines = run("agent", "show", "web-1").stdout.splitlines()
+        assert lines[-2:] == [f"{WEB}\t\tfailed\t{'b2' * 8}\t\t{shown}", f"{WEB}\tfiles:/srv/tls\tfailed\t\t\treload: it said\\nno"]
+
+
 def test_a_whole_identity_is_one_part_of_the_path(run: Run, api: FakeApi) -> None:
     api.on(
         "GET", "/v1/agents/spiffe%3A%2F%2Fexample.org%2Fagent%2Fweb-1", agent(state="ok", missed=[], evidence=None, can_enrol_again=False)

@@ -13,7 +13,7 @@ from handclasp.cli.options import limit_option
 from handclasp.cli.terminal import When
 
 if TYPE_CHECKING:
-    from handclasp.wire import Agent
+    from handclasp.wire import Agent, AgentIdentity
 
 
 @click.command(
@@ -95,6 +95,13 @@ def _write(agent: Agent) -> None:
     for identity in agent.identities:
         ends = When(identity.not_after) if identity.not_after else None
         held = (identity.sha256 or "")[:16]
-        rows.append([identity.identity, "", identity.state, held, ends, identity.last_failure])
+        rows.append([identity.identity, "", identity.state, held, ends, _own_failure(identity)])
         rows += [[identity.identity, t.name, t.state, (t.sha256 or "")[:16], None, t.last_failure] for t in identity.targets]
     terminal.write_table(["identity", "target", "state", "certificate", "ends", "last failure"], rows, empty="it looks after nothing")
+
+
+def _own_failure(identity: AgentIdentity) -> str:
+    """What failed besides the deliveries: theirs stand in the rows of the targets, and ``last_failure`` ends with them."""
+    words = f"\n{identity.last_failure or ''}"
+    begins = [at for target in identity.targets if (at := words.find(f"\n{target.name}: ")) >= 0]
+    return words[: min(begins, default=len(words))].strip()

@@ -6,9 +6,7 @@ of theirs may be loaded for ``handclasp --help``.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import inspect
 from typing import Any
 
 from handclasp.errors import HandclaspError, Kind
@@ -35,7 +33,13 @@ def agent_part(module: str, attribute: str) -> Any:
 
 def finish(result: Any) -> Any:
     """Return ``result``, run to its end first when it is a coroutine."""
-    return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
+    import inspect
+
+    if not inspect.isawaitable(result):
+        return result
+    import asyncio
+
+    return asyncio.run(_await(result))
 
 
 async def _await(result: Any) -> Any:
