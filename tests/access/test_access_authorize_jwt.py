@@ -53,6 +53,18 @@ workloads:
     selectors: ["unix:uid:35"]
     identity: spiffe://td/handclasp/server
     jwt: true
+  - name: brief
+    agents: {role: web}
+    selectors: ["unix:uid:37"]
+    identity: spiffe://td/app/brief
+    ttl: 1m
+    jwt: true
+  - name: brief-too
+    agents: {role: web}
+    selectors: ["unix:uid:38"]
+    identity: spiffe://td/app/brief
+    ttl: 2m
+    jwt: true
   - name: frozen
     agents: {role: web}
     selectors: ["unix:uid:36"]
@@ -76,6 +88,8 @@ def ask(principal: Principal, identity: str = WEB, *, ttl: float = 300, source: 
 
 CASES: list[tuple[str, Principal, dict[str, Any], str]] = [
     ("its own workload", agent(role="web"), {"identity": "spiffe://td/app/web"}, "workload:web"),
+    ("as long as its certificates", agent(role="web"), {"identity": "spiffe://td/app/brief", "ttl": 120}, "workload:brief-too"),
+    ("longer than its certificates", agent(role="web"), {"identity": "spiffe://td/app/brief", "ttl": 121}, "lifetime_not_allowed"),
     ("an agent with other labels", agent(role="db"), {"identity": "spiffe://td/app/web"}, "name_not_allowed"),
     ("an agent without labels", agent(), {"identity": "spiffe://td/app/web"}, "name_not_allowed"),
     ("a workload without jwt", agent(role="web"), {"identity": "spiffe://td/app/quiet"}, "name_not_allowed"),

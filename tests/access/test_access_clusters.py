@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handclasp.access.clusters import Clusters
+from handclasp.access import clusters
+from handclasp.access.clusters import PROVEN, Clusters
 from handclasp.access.kubeapi import GOOD_FOR, PAUSE, PODS_AGAIN, PODS_FOR
 from handclasp.access.policy import parse_policy
 from handclasp.access.principals import KubernetesPrincipal
@@ -462,3 +463,40 @@ def test_what_is_known_of_a_cluster_stays_while_its_entry_does(api: ApiServer) -
     assert len(api.reviews) == 2
     world.clusters.use(parse_policy("version: 1"))
     world.refuses(lambda: world.verify(token), "cluster is not in the policy")
+
+
+# --- the same token again ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_that_proved_itself_a_moment_ago_is_judged_by_the_time_and_the_rules_of_now() -> None:
+    world = World(cluster_entry(CLUSTER))
+    began = world.now
+    token = CLUSTER.token(WEB, now=began / 1000, lifetime=60)
+    known = world.verify(token)
+    assert world.verify(token) is known, "nothing is looked at twice"
+    world.refuses(lambda: world.verify(token, audiences=("vault",)), "another audience")
+    world.refuses(lambda: world.verify(f"{token}x"), "signature")
+    world.now = began + PROVEN
+    again = world.verify(token)
+    assert again == known
+    assert again is not known, "but not for long"
+    world.now = known.expires_at - 1
+    world.verify(token)
+    world.now += 1
+    world.refuses(lambda: world.verify(token), "expired")
+    world.now = began - 3_600_000
+    world.refuses(lambda: world.verify(token), "future")
+    world.now = began
+    world.verify(token)
+    world.clusters.use(parse_policy(mesh_policy(cluster_entry(Cluster()))))
+    world.refuses(lambda: world.verify(token), "signature")
+    world.clusters.use(parse_policy(mesh_policy(cluster_entry(CLUSTER, name="other"))))
+    world.refuses(lambda: world.verify(token), "not in the policy")
+
+
+def test_only_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "MAX_PROVEN", 3)
+    world = World(cluster_entry(CLUSTER))
+    tokens = [CLUSTER.token(WEB, now=world.now / 1000) for _ in range(5)]
+    known = [world.verify(token) for token in tokens]
+    assert [world.verify(token) is one for token, one in zip(reversed(tokens), reversed(known), strict=True)] == [True] * 3 + [False] * 2

@@ -26,7 +26,7 @@ from handclasp.access.oidc import OidcVerifier
 from handclasp.access.policy import Policy, parse_policy
 from handclasp.access.principals import EvidencePrincipal
 from handclasp.errors import HandclaspError, Kind
-from handclasp.pki import keys
+from handclasp.pki import chains, keys
 from support.access import NOW, or_refused
 from support.evidence import ACCOUNT, INSTANCE, REGION, Cloud, DeviceAuthority, indented, pem, signed, to_ber
 from support.kube import WEB, Cluster, Pod, cluster_entry
@@ -483,3 +483,28 @@ def test_no_challenge_but_ours_is_ours(text: str) -> None:
 
 def test_certificates_that_cannot_be_read_are_not_current() -> None:
     assert not aws._is_current(b"\x30\x00", NOW)
+
+
+def test_a_pile_of_authorities_that_look_alike_costs_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever shows a chain is nobody yet: each authority of a rule must not be a search of its own for him to pay nothing for."""
+    alike = [DeviceAuthority(NOW, "Devices") for _ in range(20)]
+    scene = Scene()
+    text = indented("".join(one.pem for one in alike))
+    scene.policy = scene.parse(**{indented(scene.devices.pem): text})
+    looked = 0
+    check = chains._check_issued
+
+    def counted(*args: Any) -> None:
+        nonlocal looked
+        looked += 1
+        check(*args)
+
+    monkeypatch.setattr(chains, "_check_issued", counted)
+    own, certificate = DeviceAuthority(NOW, "Devices").device(dns=["r1.rack.example.org"])
+    chain = "".join(pem(one) for one in (certificate, *(DeviceAuthority(NOW, "Devices").certificate for _ in range(7))))
+    with pytest.raises(EvidenceError):
+        scene.verify(signed(own, chain, scene.challenges.make()[0], CSR))
+    assert 0 < looked <= chains.MAX_CANDIDATES
+    own, certificate = alike[13].device(dns=["r1.rack.example.org"])
+    found = scene.verify(signed(own, pem(certificate), scene.challenges.make()[0], CSR))
+    assert found.facts["anchor"] == chains.fingerprint(alike[13].certificate.public_bytes(Encoding.DER)).hex()

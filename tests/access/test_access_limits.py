@@ -135,9 +135,14 @@ def test_urls_and_addresses_that_are_fetched() -> None:
         check_url(url)
     check_url("http://127.0.0.1:1/", insecure=True)
     check_address("10.0.0.1")
+    check_address("64:ff9b::a00:1")
     for address in ("169.254.169.254", "127.0.0.1", "::1", "fe80::1%eth0", "::ffff:127.0.0.1", "2002:a9fe:a9fe::1", "no", ""):
         with pytest.raises(HandclaspError):
             check_address(address)
+    # Where a translator is on the way, these are the addresses of metadata services.
+    for address in ("64:ff9b::a9fe:a9fe", "64:ff9b:1::169.254.169.254", "64:ff9b::100.100.100.200", "::169.254.169.254"):
+        with pytest.raises(HandclaspError):
+            check_address(address, insecure=True)
     with pytest.raises(HandclaspError):
         check_url("https://169.254.169.254/", insecure=True)
 

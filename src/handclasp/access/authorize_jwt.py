@@ -38,7 +38,8 @@ def authorize_jwt(principal: Principal, asked: JwtAsked, policy: Policy) -> Allo
     """Decide. Nothing is stored; the same arguments always give the same answer.
 
     * Only who holds a certificate of ours, proven by the handshake, may have one: a bearer token is not turned into another.
-    * An **agent** has them for the workloads with ``jwt: true`` that its labels let it serve, and for nothing else.
+    * An **agent** has them for the workloads with ``jwt: true`` that its labels let it serve, and for nothing else; they live no longer
+      than the workload's certificates may.
     * Any **other certificate** has them for its own identity by a grant with the action ``jwt`` that fits it and covers the identity.
     * A superseded certificate has none. Names of agents and of this server are nobody's. A deny rule beats all of it.
     """
@@ -60,6 +61,9 @@ def _for_agent(principal: CertificatePrincipal, asked: JwtAsked, policy: Policy)
     workload = jwt_workload(policy.workloads, asked.identity, principal.labels)
     if workload is None:
         return Refused(Kind.NAME_NOT_ALLOWED, f"no workload of the policy lets this agent have JWT-SVIDs for {asked.identity}")
+    if workload.ttl is not None and asked.lifetime > workload.ttl:
+        why = f"{PREFIX}{workload.name} allows {workload.ttl:g} seconds at most"
+        return Refused(Kind.LIFETIME_NOT_ALLOWED, why, workload.ttl)
     return Allowed(PREFIX + workload.name)
 
 

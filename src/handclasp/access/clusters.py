@@ -8,6 +8,7 @@ Refused is ``not_authenticated``, and only what is wrong with the token or the c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,10 @@ from handclasp.errors import HandclaspError, Kind
 Connect = Callable[[Review], ApiServer]
 """Makes the connection to an API server of the policy. Raises ``bad_setting`` when it cannot be made at all."""
 
+PROVEN = 5_000
+"""Milliseconds for which the very same token need not prove itself again: a node's proxy asks for each of its pods with one."""
+MAX_PROVEN = 4_096
+"""Tokens of one cluster that are remembered, by their hash."""
 SUBJECT = "system:serviceaccount:"
 GROUP = "system:serviceaccounts"
 
@@ -105,6 +110,7 @@ class _Known:
         issuer = OidcIssuer(cluster.name, cluster.issuer, "", jwks_url, jwks=cluster.jwks)
         # The connection to the API server has its own guard, which knows of the authority that the policy names.
         self._local = OidcVerifier((issuer,), self._keys if of_api else fetch, clock, insecure=insecure or of_api)
+        self._proven: dict[tuple[bytes, tuple[str, ...]], tuple[int, KubernetesPrincipal]] = {}
 
     async def _keys(self, _url: str) -> bytes:
         return await self._api().keys()
@@ -124,16 +130,34 @@ class _Known:
 
     async def verify(self, token: str, audiences: tuple[str, ...] | None) -> KubernetesPrincipal:
         accepted = audiences or self.cluster.audiences
-        # 1 signature, issuer, audience, dates: as for any identity token
-        proven = await self._local.verify(token, audiences=accepted)
-        # 2 the claims of Kubernetes
-        principal = _service_account(self.cluster.name, proven)
+        # 1 and 2 what the token itself says
+        principal = await self._prove(token, accepted)
         # 3 the API server, where the policy requires it; after the others, so that garbage costs it nothing
         if self.cluster.review is not None and self.cluster.review.require:
             reviewed = await self._api().review(token, accepted, principal.expires_at - LEEWAY * 1000)
             if reviewed is None:
                 raise _not("the cluster's API server does not take it (any more)")
             _check_review(reviewed, principal, accepted)
+        return principal
+
+    async def _prove(self, token: str, accepted: tuple[str, ...]) -> KubernetesPrincipal:
+        """Return whose token this is; what was found a moment ago holds while the token has not expired and the cluster is as it was.
+
+        This object ends with the cluster's entry in the policy, and a clock that was set back makes everything be looked at again.
+        """
+        key = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest(), accepted
+        now = self._clock()
+        at, known = self._proven.get(key, (0, None))
+        if known is not None and at <= now < min(at + PROVEN, known.expires_at):
+            return known
+        # 1 signature, issuer, audience, dates: as for any identity token
+        proven = await self._local.verify(token, audiences=accepted)
+        # 2 the claims of Kubernetes
+        principal = _service_account(self.cluster.name, proven)
+        self._proven.pop(key, None)  # the oldest comes first
+        self._proven[key] = now, principal
+        if len(self._proven) > MAX_PROVEN:
+            del self._proven[next(iter(self._proven))]
         return principal
 
     async def impersonate(self, caller: KubernetesPrincipal, namespace: str, service_account: str) -> KubernetesPrincipal:

@@ -164,8 +164,12 @@ def for_agent(workloads: tuple[Workload, ...], labels: Mapping[str, str]) -> lis
 
 
 def jwt_workload(workloads: tuple[Workload, ...], identity: str, labels: Mapping[str, str]) -> Workload | None:
-    """Return the first workload by which an agent with these labels may have JWT-SVIDs for ``identity`` (a checked SPIFFE ID), or None."""
-    return next((workload for workload in workloads if workload.jwt and workload.covers(identity, labels)), None)
+    """Return the workload by which an agent with these labels may have JWT-SVIDs for ``identity`` (a checked SPIFFE ID), or None.
+
+    Of several it is the one with the longest ``ttl`` (none: no limit of its own), the first of those in the policy's order.
+    """
+    found = [workload for workload in workloads if workload.jwt and workload.covers(identity, labels)]
+    return max(found, key=lambda workload: float("inf") if workload.ttl is None else workload.ttl, default=None)
 
 
 def check_selector(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from typing import Any
 
 from cryptography import x509
@@ -62,6 +63,7 @@ class Shown:
 
     def __init__(self, leaf: x509.Certificate, chain: list[bytes], once: Any) -> None:
         self.leaf, self.chain, self.once = leaf, chain, once
+        self._found: dict[tuple[bytes, ...], bytes | HandclaspError] = {}
 
     def prove(self, rule: EnrolmentRule, now: int) -> Proven:
         """Return what it proves to one rule: that it leads to one of the rule's authorities. Raises ``not_authenticated``."""
@@ -82,15 +84,24 @@ class Shown:
         return Proven(f"{facts['anchor'][:16]} {self._words(listed)}", facts, ends, (self.once,))
 
     def _anchor(self, takes: X509Takes, now: int) -> bytes:
-        reason = refused("its rule has no authority")
-        for anchor in takes.anchors:
-            try:
+        found = self._found.get(takes.anchors)
+        if found is None:
+            found = self._found[takes.anchors] = self._find_anchor(takes.anchors, now)
+        if isinstance(found, HandclaspError):
+            raise found
+        return found
+
+    def _find_anchor(self, anchors: tuple[bytes, ...], now: int) -> bytes | HandclaspError:
+        # All of them at once first: a search has a budget, and who is nobody yet must not be given one for each authority of the policy.
+        try:
+            chains.verify_chain(self.chain[0], self.chain[1:], anchors, now)
+        except HandclaspError as error:
+            return refused(error.detail)
+        for anchor in anchors:
+            with contextlib.suppress(HandclaspError):
                 chains.verify_chain(self.chain[0], self.chain[1:], [anchor], now)
-            except HandclaspError as error:
-                reason = refused(error.detail)
-            else:
                 return anchor
-        raise reason
+        return refused("too many certificates look like the issuer")
 
     def _words(self, listed: list[str]) -> str:
         """Who the certificate is for, whatever its key and serial are this time; one that names nobody is known by itself."""
