@@ -21,6 +21,7 @@ class Bundles:
         self._authorities = authorities
         self._jwt_keys = jwt_keys
         self.refresh_hint = max(1, round(refresh_hint))
+        self._read: dict[str, tuple[bytes, str]] = {}
 
     async def own(self, trust_domain: str) -> bytes:
         """Return the SPIFFE bundle of a trust domain that is served here. Raises ``not_found`` for any other.
@@ -44,7 +45,12 @@ class Bundles:
         """Return the anchors of a trust domain as PEM, ours or a federated one's. Raises ``not_found``."""
         if await self._is_own(trust_domain):
             return pem_bundle(self._authorities.anchors(trust_domain))
-        return pem_bundle(parse_spiffe_bundle(await self._stored(trust_domain), trust_domain).authorities)
+        stored = await self._stored(trust_domain)
+        known = self._read.get(trust_domain)
+        if known is None or known[0] != stored:
+            # Everybody may ask, and reading the largest bundle that a publisher can make takes as long as thirty issuances.
+            known = self._read[trust_domain] = stored, pem_bundle(parse_spiffe_bundle(stored, trust_domain).authorities)
+        return known[1]
 
     async def _is_own(self, trust_domain: str) -> bool:
         await self._authorities.refresh()
