@@ -145,10 +145,15 @@ def test_an_agents_renewal_is_judged_by_the_rule_of_today(tmp_path: Path) -> Non
         await change(here, "[handclasp/agent]", "[handclasp/other]")
         assert (await holder(here, renewed)).labels == {}  # and what its labels gave is gone at once
         await refused(here.issue(await holder(here, renewed), identity="spiffe://example.org/prod/web"), Kind.NOT_ALLOWED)
-        await change(here, "role: web", "role: db")
-        assert (await holder(here, renewed)).labels["role"] == "web"  # labels are those of the enrolment
-        again = await enrol(here, evidence(here))
-        assert (await holder(here, again)).labels["role"] == "db"  # and fresh with the next
+        await change(here, "labels: {role: web", "labels: {role: db")  # what a rule no longer gives must not live on in renewals
+        assert (await holder(here, renewed)).labels == {"role": "db", "node": "n1"}
+        await refused(here.issue(await holder(here, renewed), identity="spiffe://example.org/prod/web"), Kind.NOT_ALLOWED)
+        await change(here, "labels: {role: web, ", "labels: {")
+        assert (await holder(here, renewed)).labels == {"node": "n1"}
+        await change(here, '{role: web, node: "{node}"}', '{role: web, pod: "{pod}"}')  # which nobody has proven
+        assert (await holder(here, renewed)).labels == {}
+        await change(here, "version: 1", "version: 1")
+        assert (await holder(here, renewed)).labels == {"role": "web", "node": "n1"}
 
     run(tmp_path, work)
 

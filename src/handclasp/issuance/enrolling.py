@@ -25,7 +25,6 @@ from handclasp.store.writes import Change
 FOREVER = 1 << 53
 """Milliseconds: a subject that may enrol once is remembered for good."""
 
-_LABELS = "SELECT a.evidence, a.labels FROM agent a JOIN identity i ON i.id = a.identity_id WHERE i.name = ?"
 _EVIDENCE = "SELECT a.evidence FROM agent a JOIN identity i ON i.id = a.identity_id WHERE i.name = ?"
 
 
@@ -160,18 +159,15 @@ def _enrolled_before(rule: EnrolmentRule) -> HandclaspError:
 
 
 async def stored_labels(store: Store, policy: Policy, grant: str, identity: str) -> Mapping[str, str]:
-    """Return the labels that an agent got when it enrolled by the rule ``enrolment:NAME``; none when the rule is gone, or takes it no more.
+    """Return the labels that the rule ``enrolment:NAME``, as it is today, gives to an agent with the facts of its enrolment.
 
+    None when the rule is gone, or takes it no more: what is taken out of the policy is gone at once, and does not live on in renewals.
     Enrolling the same name by something else must not add to what an earlier certificate may do.
     """
-    row = await store.point(_LABELS, (identity,))
-    if row is None or row[0] is None:
+    kept, rule = await evidence_of(store, identity), policy.enrolment_named(grant.removeprefix(PREFIX))
+    if kept is None or rule is None or kept.rule != rule.name or kept.method != rule.method or rule.grant_for(kept.facts) is None:
         return {}
-    kept, rule = _read_kept(row[0]), policy.enrolment_named(grant.removeprefix(PREFIX))
-    if rule is None or kept.rule != rule.name or kept.method != rule.method or rule.grant_for(kept.facts) is None:
-        return {}
-    labels: dict[str, str] = json.loads(row[1])
-    return labels
+    return rule.labels_for(kept.facts)
 
 
 def _used(once: Once, rule: EnrolmentRule | None) -> HandclaspError:
