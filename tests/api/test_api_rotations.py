@@ -101,6 +101,9 @@ def test_a_rotation_from_its_plan_to_its_end(live: Live, admin: Client) -> None:
     with live.client(live.token("certificates:rotate")) as operator:
         planned = operator("POST", "/v1/rotations", {**wanted, "dry_run": True}).ok(201)
         assert (planned["state"], planned["total"], planned["id"], planned["pending"]) == ("planned", 4, "", [])
+        assert planned["notes"] == []
+        hasty = operator("POST", "/v1/rotations", {**wanted, "within": "30s", "dry_run": True}).ok(201)
+        assert "agents ask every minute" in hasty["notes"][0]
         started = operator("POST", "/v1/rotations", wanted).ok(201)
         assert (started["state"], started["total"], started["replaced"], len(started["pending"])) == ("running", 4, 0, 4)
         assert {item["agent"] for item in started["pending"]} == {agent.issued["identity"]}

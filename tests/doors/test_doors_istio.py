@@ -224,9 +224,11 @@ def test_who_is_not_known_is_unauthenticated(mesh: Mesh) -> None:
 
     before = len(mesh.entries("access.refused"))
     mesh.run(work)
-    entries = mesh.entries("access.refused")[before:]
+    found = mesh.entries("access.refused")  # newest first
+    entries = found[: len(found) - before]
     assert len(entries) == 12
     assert all(entry["what"]["path"].endswith("/CreateCertificate") and entry["from"]["door"] == "istio" for entry in entries)
+    assert any("clusterid is not a cluster of the policy" in entry["why"]["reason"] for entry in entries), "the mesh's operator is told why"
 
 
 def test_several_clusters_each_have_their_own_accounts(mesh: Mesh) -> None:

@@ -86,6 +86,13 @@ class Connections:
         for connection in idle:
             connection.close()
 
+    def rest(self) -> None:
+        """Close idle connections but the one that was used last: a burst of work is over."""
+        with self._lock:
+            idle, self._idle = self._idle[:-1], self._idle[-1:]
+        for connection in idle:
+            connection.close()
+
     def exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> Reply:
         """Send one request and read its answer. Raises ``unavailable``, ``timeout``, ``verify_failed``, ``not_authenticated``."""
         context = self._current_context()

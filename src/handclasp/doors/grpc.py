@@ -23,6 +23,7 @@ from prometheus_client import Counter, Histogram
 
 from handclasp.access.limits import network_key
 from handclasp.access.principals import KubernetesPrincipal, Principal
+from handclasp.access.tokens import masked
 from handclasp.doors.rooms import Rooms
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
@@ -198,13 +199,15 @@ class Unary(Generic[Request, Reply]):
         return error
 
     async def _log_refusal(self, error: HandclaspError, call: Call) -> None:
+        detail = masked(error.detail)[:500]  # whoever runs the mesh reads it here: proxies log little of what they are answered
         entry = make_entry(
             "access.refused",
             at=self._rooms.clock(),
             who=call.caller.to_log() if call.caller is not None else {"kind": "unknown"},
             what={"method": "grpc", "path": self._path},
-            why={"kind": error.kind.value},
+            why={"kind": error.kind.value} | ({} if "@" in detail else {"reason": detail}),
             source=call.source.to_log(),
+            personal={"reason": detail} if "@" in detail else None,
         )
         with contextlib.suppress(HandclaspError):  # the database is away: the refusal stands all the same
             await self._rooms.store.ledger.commit(Write([entry]))

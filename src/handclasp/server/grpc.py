@@ -224,8 +224,9 @@ class GrpcListener:
 def _readable(headers: list[tuple[str, str]]) -> bool:
     """Tell whether the headers are ones that grpclib reads without stumbling."""
     names = {name for name, _ in headers}
-    try:
-        decode_metadata(headers)
-    except ValueError:  # base64 in a -bin header
-        return False
+    if any(name.endswith("-bin") for name in names):
+        try:
+            decode_metadata(headers)
+        except ValueError:  # base64
+            return False
     return {":method", ":path"} <= names

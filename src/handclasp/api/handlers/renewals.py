@@ -16,7 +16,7 @@ from handclasp.issuance.progress import Pending, Progress
 from handclasp.issuance.rotate import Planned
 from handclasp.issuance.selection import Selection, select_all, select_authority, select_identities, stored_selection
 from handclasp.issuance.suggestions import Suggestion
-from handclasp.issuance.window import rotation_span
+from handclasp.issuance.window import POLL_SLACK, rotation_span
 from handclasp.store import tables
 from handclasp.wire import RenewalInfo, RenewalList, RenewalQuery, Rotation, RotationList, RotationPending, RotationRequest, to_json
 
@@ -76,7 +76,7 @@ async def rotate(call: Call) -> Rotation:
     await services.authorities.refresh()
     selection = _selection(call, body)
     planned = await services.rotations.plan(selection, parse_duration(body.within))
-    notes = await _notes(call, selection, planned.now)
+    notes = _short(planned) + await _notes(call, selection, planned.now)
     if body.dry_run:
         return _to_planned(call, planned, body.reason, notes)
     rotation_id = await services.rotations.start(planned, body.reason, call.principal, call.source)
@@ -118,6 +118,13 @@ def _selection(call: Call, body: RotationRequest) -> Selection:
     if body.identity is not None:
         return select_identities(body.identity)
     return select_all() if body.authority is None else select_authority(body.authority, call.services.authorities)
+
+
+def _short(planned: Planned) -> list[str]:
+    """Say so when agents can hardly have asked before the time is over."""
+    if planned.ends_at - planned.now >= 2 * POLL_SLACK:
+        return []
+    return ["agents ask every minute or so: in less than three minutes they renew as they hear of it, not spread, and some are late"]
 
 
 async def _notes(call: Call, selection: Selection, now: int) -> list[str]:
