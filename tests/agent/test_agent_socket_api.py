@@ -500,8 +500,9 @@ def test_a_stream_of_secrets_answers_what_is_new_and_nothing_else(tmp_path: Path
         async def do(channel: Channel) -> None:
             async with StreamStreamMethod(channel, SDS + "StreamSecrets", *SECRETS).open() as stream:
 
-                async def say(answer: Any = None, *names: str, error: str = "", nonce: str | None = None) -> None:
+                async def say(answer: Any = None, *names: str, error: str = "", nonce: str | None = None, node: str = "") -> None:
                     request = sds_pb2.DiscoveryRequest(resource_names=names or ("default",))
+                    request.node.id = node
                     if answer is not None:
                         request.version_info, request.response_nonce = answer.version_info, answer.nonce if nonce is None else nonce
                     if error:
@@ -526,6 +527,11 @@ def test_a_stream_of_secrets_answers_what_is_new_and_nothing_else(tmp_path: Path
                 await say(one, error="bad key", nonce=two.nonce)
                 await silence()
                 assert "bad key" in world.server.problems()[0]
+                # What an Envoy says is shown to people and logged: nothing in it moves a cursor or begins a line.
+                await say(one, error="bad\x1b[31m key", nonce=two.nonce, node="x\nERROR forged\x1b[2J")
+                await silence()
+                assert all(problem.isprintable() for problem in world.server.problems())
+                assert any("ERROR forged" in problem for problem in world.server.problems())
                 await say(one, nonce=one.nonce)  # an old one, about what is long replaced
                 await silence()
                 await say(two, "default", "ROOTCA")

@@ -107,7 +107,9 @@ def test_no_control_group_does_harm(data: bytes) -> None:
     assert "/" not in place.unit
 
 
-MINE = st.sampled_from([A, f"docker-{B}.scope", f"pod{UID}", "kubepods", f"kubepods-pod{SLICED}.slice", f"cri-containerd-{A}.scope", "docker"])
+MINE = st.sampled_from(
+    [A, f"docker-{B}.scope", f"pod{UID}", "kubepods", f"kubepods-pod{SLICED}.slice", f"cri-containerd-{A}.scope", "docker"]
+)
 GIVEN = st.sampled_from([
     "user.slice/user-1000.slice/user@1000.service", "user.slice/user-7.slice/session-2.scope", "system.slice/evil.service", "user/ann/0",
     "../../system.slice/system-x.slice/x@1.service", "lxc/theirs",

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from handclasp.agent import reach
 from handclasp.errors import HandclaspError, Kind
 
 _OUTPUT = 1500
@@ -55,14 +56,39 @@ def _wait(process: subprocess.Popen[bytes], timeout: float) -> str:
 
 
 def send_signal(number: int, pidfile: Path) -> None:
-    """Send a signal to the process in a pid file; raise ``delivery_failed``."""
+    """Send a signal to the process in a pid file; raise ``delivery_failed``.
+
+    A file that a service's user can write chooses among the processes of that user only, whatever this agent may signal (systemd's rule
+    for ``PIDFile=``, systemd.service(5); CVE-2018-16888).
+    """
     try:
-        pid = int(pidfile.read_bytes()[:32].split()[0])
+        with reach.file(pidfile) as reached:
+            writers = {os.fstat(reached.descriptor).st_uid} | reached.hands
+            pid = int(reach.read_all(reached.descriptor, pidfile, 4096)[:32].split()[0])
         if pid <= 1:
             raise ValueError
     except (OSError, ValueError, IndexError) as error:
         raise HandclaspError(Kind.DELIVERY_FAILED, f"reload: there is no process id in {pidfile}") from error
     try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError, OverflowError) as error:
-        raise HandclaspError(Kind.DELIVERY_FAILED, f"reload: process {pid} cannot be signalled: {error}") from error
+        process = os.pidfd_open(pid)
+    except (OSError, OverflowError) as error:
+        raise _unsignalled(pid, error) from error
+    try:
+        # Read after the descriptor was had, so the one that is looked at is the one that is signalled, or nobody is.
+        if not writers <= {0, os.geteuid()} and _uid_of(pid) not in writers:
+            raise _unsignalled(pid, f"it is not a process of the user who can write {pidfile}")
+        signal.pidfd_send_signal(process, number)
+    except OSError as error:
+        raise _unsignalled(pid, error) from error
+    finally:
+        os.close(process)
+
+
+def _uid_of(pid: int) -> int:
+    """Return the real user of a process. Raises ``OSError``."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:"))
+
+
+def _unsignalled(pid: int, why: object) -> HandclaspError:
+    return HandclaspError(Kind.DELIVERY_FAILED, f"reload: process {pid} cannot be signalled: {why}")

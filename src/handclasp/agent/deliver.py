@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
+import os
+import stat
 from collections.abc import Container
 from pathlib import Path
 from typing import Protocol
 
+from handclasp.agent import reach
 from handclasp.agent.commands import run_command
 from handclasp.agent.content import Content
-from handclasp.agent.generations import File, Generations, replace_file, sync_directory
+from handclasp.agent.generations import File, Generations, replace_file, replace_link
 from handclasp.agent.look import look
 from handclasp.agent.reload import tell
 from handclasp.agent.targets.base import Around, Delivers, Interrupted, Target, Wait
@@ -29,6 +31,8 @@ declare("deliver.flipped", "deliver.validated", "deliver.reloaded", "deliver.loo
 _log = logging.getLogger("handclasp.agent")
 _DIGEST = ".content"
 _HOLDER = ".identity"
+_NOTE = 4096
+"""Bytes of a note of ours at most. It may lie in a service's own directory, whose user can put anything in its place."""
 
 
 class Hands(Protocol):
@@ -90,7 +94,8 @@ class Delivery:
         """Write, flip, validate and reload."""
         generations = self.generations
         self.place.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _hold(self.place.directory, self.identity)
+        with reach.directory(self.place.directory):  # raises for one that others lead us to
+            _hold(self.place.directory, self.identity)
         generations.recover()
         _adopt(generations, self.place)
         Material(self.content.credential, self.content.bundle).check()
@@ -140,7 +145,7 @@ class Delivery:
         """Return the generation with this content: the one that an earlier try wrote, or a new one."""
         digest = self.place.digest(self.content).encode()
         for name in reversed(self.generations.names()):
-            if self.generations.read(name, _DIGEST) == digest:
+            if self.generations.read(name, _DIGEST, _NOTE) == digest:
                 return name
         return self.generations.write({**self.place.render(self.content), _DIGEST: File(digest)})
 
@@ -159,15 +164,18 @@ def _hold(directory: Path, identity: str) -> None:
     """Note whose directory this is; raise ``delivery_failed`` when it is another identity's, which would be overwritten."""
     note = directory / _HOLDER
     try:
-        holder = note.read_text("utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        holder = ""
+        with reach.file(note) as reached:
+            # What somebody else's file says is not for our log: it may be a link to one that he cannot read.
+            ours = reached.trusts(os.fstat(reached.descriptor))
+            holder = reach.read_all(reached.descriptor, note, _NOTE).decode("utf-8").strip() if ours else ""
+    except (OSError, UnicodeDecodeError):
+        holder = ""  # replaced by one that can be read
     if holder == identity:
         return
     if holder:
         raise HandclaspError(
             Kind.DELIVERY_FAILED,
-            f"the directory {directory} is that of {holder}",
+            f"the directory {directory} is that of {holder if holder.isprintable() else 'somebody else'}",
             hint=f"deliver somewhere else, or remove {note} when it no longer is",
         )
     for left in directory.glob(f".{_HOLDER}-*"):  # by an interruption
@@ -182,9 +190,21 @@ def _adopt(generations: Generations, place: Generated) -> None:
     found = {name: path for name, path in place.links if path.is_file() and not path.is_symlink()}
     if not any(wanted <= found.keys() for wanted in place.adopts):
         return
-    files = {name: File(path.read_bytes(), path.stat().st_mode & 0o777) for name, path in found.items()}
+    files = {name: file for name, path in found.items() if (file := _theirs(path)) is not None}
+    if len(files) < len(found):
+        return
     generations.flip(generations.write(files))
     _link(place, only=found)
+
+
+def _theirs(path: Path) -> File | None:
+    """Return a file that a service had before us; None for one that its user may have put there without being able to read it."""
+    with reach.file(path) as reached:
+        state = os.fstat(reached.descriptor)
+        if not reached.trusts(state):
+            _log.warning("%s is not kept as a way back: it is not a file of the user whose directory it is in", path)
+            return None
+        return File(reach.read_all(reached.descriptor, path), stat.S_IMODE(state.st_mode) & 0o777)
 
 
 def _link(place: Generated, only: Container[str] | None = None) -> None:
@@ -194,7 +214,5 @@ def _link(place: Generated, only: Container[str] | None = None) -> None:
         if (only is not None and name not in only) or (path.is_symlink() and path.readlink() == wanted):
             continue
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-        draft.symlink_to(wanted)
-        draft.replace(path)
-        sync_directory(path.parent)
+        with reach.directory(path.parent) as parent:
+            replace_link(wanted, path.name, parent.descriptor)

@@ -117,4 +117,5 @@ class Errands:
             )
         except HandclaspError as error:
             _log.warning("the server cannot be told: %s", error.detail)
+        self._client.rest()
         give_back()  # after each change, and once in each poll

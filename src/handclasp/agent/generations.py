@@ -56,7 +56,7 @@ class Generations:
             name = (self.root / LINK).readlink().name
         except OSError:
             return ""
-        return name if (self._home / name).is_dir() else ""
+        return name if _NAME.fullmatch(name) and (self._home / name).is_dir() else ""
 
     def path(self, name: str) -> Path:
         """Return the directory of a generation."""
@@ -66,7 +66,7 @@ class Generations:
         """Return the complete generations, oldest first."""
         try:
             with self._open_home() as home:
-                return sorted(name for name in os.listdir(home) if _NAME.fullmatch(name))
+                return sorted(name for name in os.listdir(home) if _NAME.fullmatch(name))  # noqa: PTH208  (a descriptor)
         except FileNotFoundError:
             return []
 
@@ -75,8 +75,9 @@ class Generations:
 
         A generation may belong to the service: what is no regular file, or has more than ``most`` bytes, cannot be read either.
         """
+        name = name or self.current()
         try:
-            return reach.read((self._home / name if name else self.root / LINK) / file, most)
+            return reach.read(self._home / name / file, most) if name else None
         except OSError:
             return None
 

@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ from handclasp.agent.memory import be_frugal
 from handclasp.agent.parts import Part, start_parts, state_seal
 from handclasp.agent.roster import Entry, Roster
 from handclasp.agent.state import StateDirectory
+from handclasp.agent.workers import Workers
 from handclasp.client.api import ApiClient
 from handclasp.errors import HandclaspError
 
@@ -150,18 +151,19 @@ class Agent:
         self.parts = start_parts(self)
         count = len(self.config.identities)
         _log.info("%s looks after %d identit%s, for %s", self.identity, count, "y" if count == 1 else "ies", self.url)
+        workers = Workers(WORKERS, "keeper", self._turn.set)
         try:
-            with ThreadPoolExecutor(WORKERS, thread_name_prefix="keeper") as pool:
-                looked = self.clock.boot()
-                while not self._over():
-                    self._turn.clear()
-                    passed = self.clock.boot() - looked
-                    if passed >= _TURN * 1000:
-                        looked += passed
-                        self._look_at_the_clock(slept=passed > _SLEPT)
-                    wake_in = self._start_due(pool)
-                    self._turn.wait(min(max(wake_in, 0) / 1000, _TURN) + 0.002)
+            looked = self.clock.boot()
+            while not self._over():
+                self._turn.clear()
+                passed = self.clock.boot() - looked
+                if passed >= _TURN * 1000:
+                    looked += passed
+                    self._look_at_the_clock(slept=passed > _SLEPT)
+                wake_in = self._start_due(workers)
+                self._turn.wait(min(max(wake_in, 0) / 1000, _TURN) + 0.002)
         finally:
+            workers.close()
             for part in self.parts:
                 part.stop()
             self.leases.close()
@@ -213,12 +215,12 @@ class Agent:
             self.roster.idle(Keeper.spread)
             self.roster.wake()
 
-    def _start_due(self, pool: ThreadPoolExecutor) -> int:
+    def _start_due(self, workers: Workers) -> int:
         """Start what is due and return in how many milliseconds the next is."""
         now = self.clock()
         due, wake_at = self.roster.due(now)
         for entry in due:
-            self._submit(pool, self._attend, entry)
+            workers.submit(partial(self._attend, entry))
         wakes = [wake_at - now]
         ticks = self.clock.boot()
         for every in self._errands.values():
@@ -226,17 +228,9 @@ class Agent:
                 continue
             if every.at <= ticks:
                 every.start()
-                self._submit(pool, self._do_errand, every)
+                workers.submit(partial(self._do_errand, every))
             wakes.append(every.at - ticks)
         return min(wakes)
-
-    def _submit(self, pool: ThreadPoolExecutor, do: Callable[..., None], what: Entry | Every) -> None:
-        def done(future: Future[None]) -> None:
-            if future.exception() is not None:
-                _log.error("unexpected", exc_info=future.exception())
-            self._turn.set()
-
-        pool.submit(do, what).add_done_callback(done)
 
     def _attend(self, entry: Entry) -> None:
         if self.roster.attend(entry):

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,9 @@ class Metrics:
                 return
             with connection:
                 try:
-                    connection.settimeout(_PATIENCE)
-                    for part in self._answer(_request_line(connection)):
+                    answer, until = self._answer(_request_line(connection)), time.monotonic() + _PATIENCE
+                    for part in answer:
+                        connection.settimeout(max(until - time.monotonic(), 0.001))
                         connection.sendall(part)
                 except OSError as error:
                     _log.debug("metrics: %s", error)
@@ -94,8 +96,10 @@ class Metrics:
 
 
 def _request_line(connection: socket.socket) -> bytes:
-    data = b""
+    """Return the first line; all of the request has to come within ``_PATIENCE``, or one who drips would keep the others out for hours."""
+    data, until = b"", time.monotonic() + _PATIENCE
     while b"\r\n\r\n" not in data and len(data) < _MOST:
+        connection.settimeout(max(until - time.monotonic(), 0.001))
         part = connection.recv(4096)
         if not part:
             break

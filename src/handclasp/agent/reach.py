@@ -30,8 +30,12 @@ class Reached:
     hands: frozenset[int]
 
     def trusts(self, state: os.stat_result) -> bool:
-        """Tell whether a file that was opened here may be taken for what it seems: who could have put it here owns it, all of it."""
-        return stat.S_ISREG(state.st_mode) and (not self.hands or (state.st_uid in self.hands and state.st_nlink == 1))
+        """Tell whether a file that was opened here may be taken for what it seems: no hand could have put another's file here.
+
+        What a hand can put there is a second name (a hard link) of a file that he may not read (``fs.protected_hardlinks`` may be off).
+        """
+        known = state.st_uid in self.hands | {0, os.geteuid()}
+        return stat.S_ISREG(state.st_mode) and (not self.hands or (known and state.st_nlink == 1))
 
 
 @contextmanager

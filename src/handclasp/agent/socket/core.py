@@ -37,6 +37,7 @@ _SYNC = 30.0
 _AGAIN = 0.5
 _WORKERS = 6
 _PROBLEM_AGE = 600_000
+_PROBLEMS = 50
 
 
 @dataclass
@@ -246,11 +247,17 @@ class Core:
     # --- what is wrong ----------------------------------------------------------------------------------------------------------------
 
     def problem(self, subject: str, words: str) -> None:
-        """Note that something is wrong, until it is well again or ten minutes have passed."""
+        """Note that something is wrong, until it is well again or ten minutes have passed.
+
+        Some of the words are a caller's: a line break or a terminal's command in them would be one in the log and in ``agent status``.
+        """
+        words = "".join(sign if sign.isprintable() else "?" for sign in words)
         if self._problems.get(subject, (0, ""))[1] != words:
             _log.warning("%s", words)
-        while len(self._problems) > 50:
-            self._problems.pop(next(iter(self._problems)))
+        self._problems.pop(subject, None)
+        while len(self._problems) > _PROBLEMS:
+            # What callers complain of makes room before what is wrong with us.
+            self._problems.pop(next((one for one in self._problems if one.startswith("sds ")), next(iter(self._problems))))
         self._problems[subject] = (self.clock(), words)
 
     def well(self, subject: str) -> None:

@@ -140,7 +140,7 @@ class Exec:
     def _generation(self, generations: Generations, content: Content) -> str:
         digest = self.files.digest(content).encode()
         for name in reversed(generations.names()):
-            if generations.read(name, _DIGEST) == digest:
+            if generations.read(name, _DIGEST, len(digest)) == digest:
                 return name
         return generations.write(self.files.render(content) | {_DIGEST: File(digest)})
 

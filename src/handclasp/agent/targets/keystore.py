@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from handclasp.agent import reach
 from handclasp.agent.content import Content, join_pem
 from handclasp.agent.generations import File, sync_directory
 from handclasp.agent.targets.files import Generated, digest_of, root_above
@@ -78,8 +79,7 @@ class Keystore(Generated):
         path = self.password_file or self.directory / "password"
         with _MAKING:  # two targets may share one
             try:
-                with path.open("rb") as file:
-                    data = file.read(_LARGEST)
+                data = reach.read(path, _LARGEST)
             except FileNotFoundError:
                 return self._make_password(path)
         text = data.decode("utf-8", "replace").split("\n")[0].rstrip("\r")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from handclasp.agent import reach
 from handclasp.agent.generations import replace_file
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
@@ -142,7 +143,10 @@ def end_left_over(directory: Path, timeout: float) -> None:
     Raises ``delivery_failed`` when it does not even go then.
     """
     try:
-        record = msgspec.json.decode((directory / RECORD).read_bytes(), type=Record)
+        with reach.file(directory / RECORD) as reached:
+            if os.fstat(reached.descriptor).st_uid != os.geteuid():  # whoever wrote it would choose whom we end
+                return
+            record = msgspec.json.decode(reach.read_all(reached.descriptor, directory / RECORD, 4096), type=Record)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return
     if record.pid <= 1 or record.boot != _boot() or not _is_left_over(record, directory):

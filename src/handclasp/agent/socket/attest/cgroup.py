@@ -19,7 +19,7 @@ from handclasp.errors import HandclaspError, Kind
 _POD = re.compile(r"(?:[a-z0-9-]*-)?pod([0-9a-f]{8}([-_])[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{4}\2[0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?")
 _CONTAINER = re.compile(r"(?:(?:[a-z][a-z0-9]*-)*(?P<scope>[0-9a-f]{64})\.scope|(?P<plain>[0-9a-f]{64}))")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:service|scope|socket|mount|swap)")
-# Groups that can be delegated to those who run in them: units (Delegate=, each user's manager), users' sessions, unprivileged LXC containers.
+# Groups that can be delegated to who runs in them: units (Delegate=, each user's manager), users' sessions, unprivileged LXC containers.
 _DELEGATED = re.compile(r".*\.(?:service|scope|socket|mount|swap)|user|user(?:-.*)?\.slice|lxc(?:[./].*)?")
 _LINE = re.compile(r"\d{1,10}:[^:\n]*:(/[^\n]*)")
 _MAX_LINES = 64
