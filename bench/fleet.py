@@ -11,18 +11,23 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench.results import Result
 from bench.server import Server
 
 AGENTS = int(os.environ.get("FLEET", "5000"))
-"""Fewer where the machine has something else to do: the simulation needs most of a core."""
-POLL = 10.0  # seconds, for the 60 of real agents: six times as fast
-WITHIN = 50.0  # seconds of the rotation: its first quarter is longer than any agent's poll
-TTL = "120s"
+PACE = float(os.environ.get("PACE", "5"))
+"""How many times as fast as in life everything goes: the server has the requests of that many times as many agents. 1 is life."""
+POLL = 60.0 / PACE
+WITHIN = 300.0 / PACE
+"""Seconds of the rotation, one of five minutes: its first quarter is as long as any agent's poll interval."""
+START = AGENTS / 200
+"""Seconds over which the agents start: each one is a handshake and a certificate."""
+TTL = f"{3600 / PACE:.0f}s"
+SHORT_TTL, SHORT_EVERY = f"{max(60.0, 300 / PACE):.0f}s", 10
+"""One agent in ten has a certificate that ends before the run does, so that there are renewals that no rotation asks for too."""
 AFTER = 6.0  # seconds in which the last ones may still answer
-LONGEST = 150.0
 DOMAIN = "example.org"
 
 
@@ -34,25 +39,28 @@ def run() -> Iterator[Result]:
             name="fleet", agent=True, allow=[f"spiffe://{DOMAIN}/agent/*", f"spiffe://{DOMAIN}/fleet/*"], profiles=["agent", "workload"],
             uses=0, expires="1h",
         )  # fmt: skip
-        plan = plan_for(server.host, server.port, server.ca_file, token, AGENTS, POLL, TTL, LONGEST)
-        with simulated(plan) as simulation:
+        plan = plan_for(server.host, server.port, server.ca_file, token, AGENTS, POLL, TTL, 2 * START + POLL + WITHIN + 120)
+        plan |= {"start": START, "short_ttl": SHORT_TTL, "short_every": SHORT_EVERY}
+        with simulated(plan, max(1, (os.cpu_count() or 2) - 1)) as simulation:
             wait_for(simulation, "steady")
             cpu, began = server.cpu_seconds(), time.time()
             time.sleep(POLL)
-            polls = AGENTS * (time.time() - began) / POLL
-            at_rest = (server.cpu_seconds() - cpu) / polls
+            at_rest = (server.cpu_seconds() - cpu) / (time.time() - began)
             rotation, told = rotate(server.url, server.ca_file, server.admin_token, f"spiffe://{DOMAIN}/fleet/**", WITHIN)
             cpu = server.cpu_seconds()
             time.sleep(WITHIN + AFTER)
             in_rotation = (server.cpu_seconds() - cpu) / (WITHIN + AFTER)
             progress, asked = show(server.url, server.ca_file, server.admin_token, rotation)
+            memory = server.memory_mib()
             seen = finish(simulation)
     yield from _results(seen, progress, began, at_rest, in_rotation)
-    yield Result("fleet.rotation.start_ms", told * 1000, "ms", note=f"{progress['total']:,} certificates told")
+    yield Result("fleet.rotation.start_ms", told * 1000, "ms", note=f"{progress['total']:,} certificates, told in the background")
     yield Result("fleet.rotation.show_ms", asked * 1000, "ms", note="one look at its progress")
+    yield Result("fleet.server_mib", memory, "MiB", note=f"resident, with {seen['started']:,} connections kept")
 
 
 def _results(seen: Mapping[str, Any], progress: Mapping[str, Any], began: float, at_rest: float, in_rotation: float) -> Iterator[Result]:
+    late = max((seconds for second, seconds in seen["late"].items() if float(second) > began), default=0.0)
     note = f"{seen['started']:,} agents, {seen['renewed']:,} renewals, {seen['failed']} failed {seen['first_failure']}".rstrip()
     yield Result("fleet.missed_renewals", seen["missed"] + seen["failed"], "", 1, budget=0.0, note=note)
     left = progress["total"] - progress["replaced"] - progress["gone"]
@@ -61,8 +69,12 @@ def _results(seen: Mapping[str, Any], progress: Mapping[str, Any], began: float,
     yield Result("fleet.requests.largest_second", largest, "1/s", mean, budget=3.0, note="limit: the mean")
     mean, largest = spread(seen["renewals"], began + POLL + WITHIN / 4, began + POLL + WITHIN)
     yield Result("fleet.rotation.largest_second", largest, "1/s", mean, budget=3.0, note="renewals; limit: the mean")
-    yield Result("fleet.agent_minute_cpu_us", at_rest * 1e6, "us", 60e6, note="server CPU for one agent that asks once a minute")
-    yield Result("fleet.rotation.core", in_rotation, "", 1, budget=1.0, note="part of a core while the fleet is rotated")
+    minute = at_rest / AGENTS / PACE * 60
+    yield Result("fleet.agent_minute_cpu_us", minute * 1e6, "us", 60e6, note="server CPU for one agent that asks once a minute")
+    yield Result("fleet.rest.core", at_rest, "", 1, budget=1.0, note=f"part of a core, {PACE:g} times as fast as in life")
+    yield Result("fleet.rotation.core", in_rotation, "", 1, budget=1.0, note="the same while the fleet is rotated")
+    yield Result("fleet.generator.core", seen["core"], "", 1, note="the simulation's own part of a core")
+    yield Result("fleet.generator.late_ms", late * 1000, "ms", note="by which agents began late, at most: the machine, not the server")
 
 
 def plan_for(host: str, port: int, ca_file: str, token: str, agents: int, poll: float, ttl: str, seconds: float) -> dict[str, Any]:
@@ -70,46 +82,68 @@ def plan_for(host: str, port: int, ca_file: str, token: str, agents: int, poll: 
     return {
         "host": host, "port": port, "ca": Path(ca_file).read_text(), "token": token, "agents": agents, "poll": poll, "ttl": ttl,
         "seconds": seconds, "trust_domain": DOMAIN, "agent": f"spiffe://{DOMAIN}/agent/host", "identity": f"spiffe://{DOMAIN}/fleet",
+        "first": 0, "start": poll, "short_ttl": ttl, "short_every": 0,
     }  # fmt: skip
 
 
+Simulation: TypeAlias = "list[subprocess.Popen[str]]"
+
+
 @contextmanager
-def simulated(plan: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """Run simulated agents while the block lasts."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.agents"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
-    )
-    assert process.stdin is not None
+def simulated(plan: Mapping[str, Any], processes: int = 1) -> Iterator[Simulation]:
+    """Run simulated agents while the block lasts, a part of them in each of several processes."""
+    command, place = [sys.executable, "-m", "bench.agents"], Path(__file__).parent.parent
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=place) for _ in range(processes)
+    ]  # fmt: skip
     try:
-        process.stdin.write(json.dumps(plan) + "\n")
-        process.stdin.flush()
-        yield process
+        first = 0
+        for number, process in enumerate(running):
+            agents = plan["agents"] * (number + 1) // processes - first
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({**plan, "first": first, "agents": agents}) + "\n")
+            process.stdin.flush()
+            first += agents
+        yield running
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
 
 
-def wait_for(simulation: subprocess.Popen[str], word: str) -> None:
+def wait_for(simulation: Simulation, word: str) -> None:
     """Wait until the simulation says that a phase begins."""
-    assert simulation.stdout is not None
-    for line in simulation.stdout:
-        if line.strip() == word:
-            return
-    raise RuntimeError(f"the simulation ended before it was {word}")
+    for process in simulation:
+        assert process.stdout is not None
+        if not any(line.strip() == word for line in process.stdout):
+            raise RuntimeError(f"the simulation ended before it was {word}")
 
 
-def finish(simulation: subprocess.Popen[str]) -> dict[str, Any]:
+def finish(simulation: Simulation) -> dict[str, Any]:
     """End the simulation and return what it saw."""
-    assert simulation.stdin is not None
-    assert simulation.stdout is not None
-    simulation.stdin.close()
-    seen: dict[str, Any] = json.loads(simulation.stdout.read().strip().splitlines()[-1])
-    simulation.wait(30)
+    for process in simulation:
+        assert process.stdin is not None
+        process.stdin.close()
+    seen: dict[str, Any] = {}
+    for process in simulation:
+        assert process.stdout is not None
+        part = json.loads(process.stdout.read().strip().splitlines()[-1])
+        for name, value in part.items():
+            seen[name] = value if name not in seen else _joined(name, seen[name], value)
+        process.wait(30)
     return seen
+
+
+def _joined(name: str, one: Any, other: Any) -> Any:
+    """Return what two processes saw together: sums, and of lateness the larger."""
+    if not isinstance(one, dict):
+        return one + other if not isinstance(one, str) else one or other
+    both = {key: (one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
+    return {key: max(pair) if name == "late" else sum(pair) for key, pair in both.items()}
 
 
 def rotate(url: str, ca_file: str, token: str, what: str, within: float) -> tuple[str, float]:

@@ -17,14 +17,15 @@ PATH = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 async def create_certificates(plan: dict[str, Any]) -> tuple[list[float], list[str], float]:
     """Make every request of the plan; return the seconds of each, what went wrong, and the seconds from first to last."""
     credentials = grpc.ssl_channel_credentials(Path(plan["ca_file"]).read_bytes())  # noqa: ASYNC240  (before the clock runs)
-    messages = iter([IstioCertificateRequest(csr=csr, validity_duration=3600).SerializeToString() for csr in plan["csrs"]])
-    metadata = (("authorization", f"Bearer {plan['token']}"), ("clusterid", "Kubernetes"))
+    messages = [IstioCertificateRequest(csr=csr, validity_duration=3600).SerializeToString() for csr in plan["csrs"]]
+    todo = zip(messages, plan["tokens"], strict=True)
     seconds: list[float] = []
     failed: list[str] = []
 
     async def proxy(channel: grpc.aio.Channel) -> None:
         call = channel.unary_unary(PATH)
-        for message in messages:
+        for message, token in todo:
+            metadata = (("authorization", f"Bearer {token}"), ("clusterid", "Kubernetes"))
             began = time.perf_counter()
             try:
                 answer = IstioCertificateResponse.FromString(await call(message, metadata=metadata))

@@ -61,6 +61,11 @@ class Server:
         """User and system time so far, of the process and its workers."""
         return sum(_cpu(pid) for pid in [self.process.pid, *_children(self.process.pid)])
 
+    def memory_mib(self) -> float:
+        """Resident memory now, of the process and its workers."""
+        pids = [self.process.pid, *_children(self.process.pid)]
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def token(self, **fields: Any) -> str:
         """Create a token."""
         from handclasp.client.api import ApiClient

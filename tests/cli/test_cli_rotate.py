@@ -188,3 +188,30 @@ def test_the_live_view_draws_a_bar_and_who_is_waited_for(
     for words in ("begins in 1 minute", "300 of 1200", "the server does not answer", "1190 replaced", "1 late", "8 gone", "last contact"):
         assert words in text
     assert "\x1b[2J" not in text
+
+
+def test_when_the_time_is_over_the_live_view_names_who_is_waited_for(
+    world: Callable[..., World], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    made = world()
+    with rotation_view.make_view(rotation(), drawn=True) as view:
+        view.show(rotation(replaced=3, pending=[pending(WEB, agent="a")]))
+        assert WEB not in capsys.readouterr().err, "the list would be long"
+        made.now += 601_000
+        view.show(rotation(replaced=3, pending=[pending(WEB, agent="a")]))
+    text = capsys.readouterr().err
+    assert WEB in text
+    assert "its time is over, still waiting" in text
+
+
+@pytest.mark.parametrize(("heard", "advice"), [(-700_000, "silent"), (300_000, "silent"), (650_000, "agent show web-1")])
+def test_what_is_late_is_blamed_on_silence_only_where_the_agent_was_not_heard(
+    run: Run, world: Callable[..., World], heard: int, advice: str
+) -> None:
+    made = world(rotation(state="late", late=1, pending=[
+        pending(WEB, "late", agent="spiffe://example.org/agent/web-1", agent_last_contact=rfc3339(NOW + heard))
+    ]))  # fmt: skip
+    made.now += 700_000
+    assert advice in run("rotation", "show", "k3v6").stdout.splitlines()[-1]

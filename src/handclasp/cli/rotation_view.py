@@ -106,8 +106,8 @@ class LiveView(View):
         parts: list[Any] = [head, counts]
         if problem:
             parts.append(Text(terminal.visible(problem), style="yellow"))
-        if done * 10 >= found.total * 9:  # who is waited for is worth reading when few are left
-            parts.append(_waiting(found.pending[:NAMED]))
+        if done * 10 >= found.total * 9 or terminal.clock() >= parse_rfc3339(found.ends_at):
+            parts.append(_waiting(found.pending[:NAMED]))  # who is waited for is worth reading when few are left, or it is late
         return Group(*parts)
 
 
@@ -122,7 +122,9 @@ def remaining(found: Rotation) -> str:
     begins, ends = parse_rfc3339(found.begins_at), parse_rfc3339(found.ends_at)
     if now < begins:
         return f"begins in {terminal.span((begins - now) / 1000)}"
-    return f"{terminal.span((ends - now) / 1000)} left" if now < ends else "its time is over"
+    if now < ends:
+        return f"{terminal.span((ends - now) / 1000)} left"
+    return "its time is over, still waiting" if found.state == "running" else "its time is over"
 
 
 def _waiting(pending: Sequence[RotationPending]) -> Any:

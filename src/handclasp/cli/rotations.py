@@ -195,7 +195,8 @@ def _advice(one: RotationPending) -> str:
         return f"no agent has it: renew it where it is, or handclasp cert revoke {one.sha256}"
     if one.state == "waiting":
         return "its agent renews it by itself"
-    if one.agent_last_contact is None or terminal.clock() - _at(one.agent_last_contact) > SILENT:
+    heard = _at(one.agent_last_contact) if one.agent_last_contact else 0
+    if terminal.clock() - heard > SILENT or heard < _at(one.renew_before):  # what is late has had time enough to be heard since
         return "its agent is silent: see whether it runs, and reaches the server"
     return f"handclasp agent show {one.agent.rpartition('/')[2]} tells what fails"
 

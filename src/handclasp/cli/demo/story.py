@@ -34,6 +34,13 @@ ROTATIONS = 3
 """What every identity must reach."""
 
 
+_MORE = """what was not shown, and the page in docs/ that has it:
+  handclasp agent presets            fifteen services, keystores, Secrets, child processes: targets.md
+  handclasp workload fetch           the agent's socket for SPIFFE programs and Envoy: workload-api.md
+  handclasp rotate --all --dry-run   everything anew, at once: rotation.md
+  handclasp federation add           other trust domains: federation.md; and Istio's proxies: istio.md"""
+
+
 def tell(seconds: int, *, keep: bool, as_json: bool) -> int:
     """Run the demo; return the exit code."""
     home = Path(tempfile.mkdtemp(prefix="handclasp-demo-"))
@@ -273,3 +280,4 @@ def _sum_up(summary: dict[str, Any], as_json: bool) -> None:
     )
     for good, subject, text in lines:
         terminal.write_verdict("ok" if good else "fail", subject, text)
+    terminal.say(_MORE)
