@@ -86,6 +86,20 @@ def test_a_missed_renewal_shows_although_the_agent_says_nothing(tmp_path: Path, 
     asyncio.run(run())
 
 
+def test_an_agent_that_was_enrolled_and_never_started_is_overdue_in_its_time(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with house(tmp_path) as here:
+            agent = await enrolled(here)
+            seen = []
+            for at in (agent.renew_before, agent.renew_before + 31_000, agent.not_after + 1):
+                here.here.clock.now = at
+                (one,) = await judged(here)
+                seen.append(one.state)
+            assert seen == ["enrolled", "overdue", "enrolled"]
+
+    asyncio.run(run())
+
+
 def test_an_agents_own_certificate_counts_and_only_the_newest(tmp_path: Path) -> None:
     async def run() -> None:
         async with house(tmp_path) as here:

@@ -113,7 +113,15 @@ def test_a_server_of_another_authority_is_refused() -> None:
     with FakeServer() as server:
         error = refusal(ApiClient(server.url, ca=pem(FakeAuthority().root)))
         assert error.kind is Kind.VERIFY_FAILED
+        assert "HANDCLASP_CA" in error.hint
         assert server.seen == []
+
+
+def test_a_server_under_a_name_that_its_certificate_lacks(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        error = refusal(ApiClient(f"https://[::ffff:127.0.0.1]:{server.port}", ca=server.ca_file(tmp_path), attempts=1))
+    assert error.kind is Kind.VERIFY_FAILED
+    assert "HANDCLASP_URL" in error.hint, "the bundle is right, so another one is no advice"
 
 
 def test_a_refused_certificate_is_told_as_that(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, Event, ResponseReceived, StreamReset, TrailersReceived
+from h2.events import ConnectionTerminated, Event, PingAckReceived, ResponseReceived, StreamReset, TrailersReceived
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from handclasp import wire
 from handclasp.errors import HandclaspError
 from handclasp.proto.istio_pb2 import IstioCertificateRequest
-from handclasp.server.grpc import MAX_RESETS
+from handclasp.server.grpc import MAX_OF_ONE, MAX_RESETS
 from handclasp.server.settings import Settings
 from support.kube import WEB, Cluster, cluster_entry, mesh_policy
 from support.live import Live, read_all, serving
@@ -88,6 +89,13 @@ class Peer:
             self.flush()
         return seen
 
+    def answered(self, streams: list[int]) -> list[StreamReset]:
+        """Return which of these were refused: the answer to a ping comes after every refusal before it."""
+        self.h2.ping(b"are-you?")
+        self.flush()
+        events = self.events(lambda event: isinstance(event, PingAckReceived | ConnectionTerminated))
+        return [event for event in events if isinstance(event, StreamReset) and event.stream_id in streams]
+
     def answer(self, stream: int) -> dict[str, str]:
         """Return the status and what came with it."""
         found: dict[str, str] = {}
@@ -102,12 +110,13 @@ class Peer:
 
 
 @contextmanager
-def raw(mesh: Mesh | Live, address: str | None = None) -> Iterator[ssl.SSLSocket]:
+def raw(mesh: Mesh | Live, address: str | None = None, source: str = "") -> Iterator[ssl.SSLSocket]:
     live = mesh.live if isinstance(mesh, Mesh) else mesh
     host, _, port = str(address or live.facts["grpc"]).rpartition(":")
     context = ssl.create_default_context(cafile=live.facts["ca_file"])
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection((host, int(port)), timeout=30) as bare, context.wrap_socket(bare, server_hostname=host) as connection:
+    origin = (source, 0) if source else None
+    with socket.create_connection((host, int(port)), 30, origin) as bare, context.wrap_socket(bare, server_hostname=host) as connection:
         yield connection
 
 
@@ -300,6 +309,30 @@ async def statuses(work: Callable[[], Awaitable[Any]], count: int) -> list[Statu
         except GRPCError as error:
             found.append(error.status)
     return found
+
+
+def test_requests_that_one_network_never_ends_leave_room_for_others(mesh: Mesh) -> None:
+    """Heads of requests cost a peer nothing, and each waits for its message: a handful of connections would have been enough."""
+    with contextlib.ExitStack() as stack:
+        peers = [Peer(stack.enter_context(raw(mesh))) for _ in range(MAX_OF_ONE // 100 + 1)]
+        refused = []
+        for peer in peers:
+            begun = [peer.start() for _ in range(100)]
+            refused += [event.stream_id for event in peer.answered(begun)]
+        assert 0 < len(refused) <= 100 * len(peers) - MAX_OF_ONE
+        other = Peer(stack.enter_context(raw(mesh, source="127.0.0.2")))
+        stream = other.start()
+        other.data(stream, b"\0\0\0\0\0")
+        assert other.answer(stream)["grpc-status"] == str(Status.UNAUTHENTICATED.value)
+    eventually(lambda: _answers(mesh))
+
+
+def _answers(mesh: Mesh) -> bool:
+    with raw(mesh) as connection:
+        peer = Peer(connection)
+        stream = peer.start()
+        peer.data(stream, b"\0\0\0\0\0")
+        return "grpc-status" in peer.answer(stream)
 
 
 def test_a_caller_and_a_stranger_are_slowed_down_each_by_itself(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from handclasp.authority.authorities import Authorities
 from handclasp.cli.main import handclasp
 from handclasp.errors import Kind
 from handclasp.server.local import create_admin_token
-from handclasp.server.run import DataLock
+from handclasp.server.run import DataLock, name_in_certificate
 from handclasp.server.settings import Settings
 from handclasp.server.setup import admin_token_file, initialise
 from support.errors import refused
@@ -114,3 +114,16 @@ def test_another_admin_token_is_made_here_and_logged(tmp_path: Path) -> None:
 )
 def test_refusals_are_counted_by_what_one_host_has(address: str, key: str) -> None:
     assert network_key(address) == key
+
+
+@pytest.mark.parametrize(
+    ("listens", "names", "shown"),
+    [
+        ("https://127.0.0.1:8443", ("host", "localhost", "127.0.0.1", "::1"), "https://127.0.0.1:8443"),
+        ("https://[::1]:8443", ("localhost", "::1"), "https://[::1]:8443"),
+        ("https://127.0.0.1:8443", ("ca.example.org",), "https://ca.example.org:8443"),
+        ("https://127.0.0.1:8443", ("2001:db8::1", "ca.example.org"), "https://[2001:db8::1]:8443"),
+    ],
+)
+def test_the_address_that_is_told_is_one_that_the_certificate_has(listens: str, names: tuple[str, ...], shown: str) -> None:
+    assert name_in_certificate(listens, names) == shown

@@ -139,10 +139,11 @@ def _missed(told: Iterable[tuple[str, Row[Any] | None]], now: int) -> Iterable[M
 def _state(agent: Judged, now: int) -> str:
     """A missed renewal says more than silence, unless all is over: then the host is probably gone."""
     contact = agent.row.last_contact_at
+    overdue = any(one.state == OVERDUE for one in agent.missed)
     if contact is None:
-        return "enrolled"
+        return "overdue" if overdue else "enrolled"
     silent = now - contact > SILENT
-    if any(one.state == OVERDUE for one in agent.missed) or (agent.missed and not silent):
+    if overdue or (agent.missed and not silent):
         return "overdue"
     if silent:
         return "silent"

@@ -30,6 +30,8 @@ CredentialSource: TypeAlias = "Credential | Followed | tuple[str | PathLike[str]
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of one answer (a CRL bundle of a large installation is the largest): a broken server must not fill our memory."""
 _IDLE = 8
+_OTHER_NAME = frozenset({62, 64})
+"""OpenSSL's codes (X509_V_ERR) for a certificate that is good, and for another host name or address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +206,11 @@ class Connections:
     def _explain(self, error: Exception) -> HandclaspError:
         where = f"the server at {self._url}"
         if isinstance(error, ssl.SSLCertVerificationError):
-            reason = error.verify_message or str(error)
-            return HandclaspError(
-                Kind.VERIFY_FAILED,
-                f"{where} is not one that we trust: {reason}",
-                hint="set HANDCLASP_CA to its bundle file or to the sha256: fingerprint of its root",
-            )
+            reason = (error.verify_message or str(error)).rstrip(".")
+            hint = "set HANDCLASP_CA to its bundle file or to the sha256: fingerprint of its root"
+            if error.verify_code in _OTHER_NAME:
+                hint = "say a name in HANDCLASP_URL that its certificate has; the server's setting `name` lists them"
+            return HandclaspError(Kind.VERIFY_FAILED, f"{where} is not one that we trust: {reason}", hint=hint)
         if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
             return HandclaspError(
                 Kind.NOT_AUTHENTICATED,

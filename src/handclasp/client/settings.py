@@ -7,7 +7,6 @@ Each value is taken from the first place that has it. The token may be given as 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +98,8 @@ def _token(places: list[Mapping[str, str | None]]) -> str | None:
 
 def _read_config(path: Path, *, required: bool) -> dict[str, str | None]:
     try:
+        import tomllib
+
         document = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         if required:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,13 +20,16 @@ from grpclib.server import Handler
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
 from h2.events import RequestReceived
-from h2.exceptions import H2Error
+from h2.exceptions import H2Error, StreamClosedError
 
+from handclasp.access.limits import network_key
 from handclasp.server.tls import OneWrite, SwappableTls
 
 MAX_CONNECTIONS = 4096
 MAX_RUNNING = 2048
 """Requests under way in one process; each connection may have 100 of them (the ``h2`` library announces that)."""
+MAX_OF_ONE = 512
+"""Of these, requests from one network: a few connections that begin requests and never end them must not be the end of it for all."""
 MAX_CONTROL = 10_000  # pings, settings and the like after a request: each is answered, read or not (CVE-2019-9512, CVE-2019-9515)
 MAX_RESETS = 1000  # requests that one connection may take back (CVE-2023-44487); clients that time out do that now and then
 IDLE = 300.0  # seconds without a request, after which a connection is told to go; clients connect again when they need to
@@ -56,16 +61,18 @@ class _Requests(Handler):
     def __init__(self, listener: GrpcListener) -> None:
         super().__init__(listener.methods, ProtoCodec(), None, _DispatchServerEvents())
         self._listener = listener
+        self.network = ""
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
         """Take one request, or refuse it before anything is done for it: then a client may send it again elsewhere."""
-        busy = self._listener.stopping or self._listener.running >= MAX_RUNNING
+        busy = self._listener.is_busy_for(self.network)
         if busy or not _readable(headers):
-            stream.reset_nowait(ErrorCodes.REFUSED_STREAM if busy else ErrorCodes.PROTOCOL_ERROR)
+            with contextlib.suppress(StreamClosedError):  # taken back by the peer, in the very bytes that brought it
+                stream.reset_nowait(ErrorCodes.REFUSED_STREAM if busy else ErrorCodes.PROTOCOL_ERROR)
             release_stream()
             return
         super().accept(stream, headers, release_stream)
-        self._listener.started(self._tasks[stream])
+        self._listener.started(self._tasks[stream], self.network)
 
     @property
     def is_idle(self) -> bool:
@@ -93,6 +100,8 @@ class _Connection(H2Protocol):
         """Begin, unless there are too many."""
         loop = asyncio.get_running_loop()
         self.transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self.requests.network = network_key(peer[0]) if isinstance(peer, tuple) else ""
         self.used_at = loop.time()
         super().connection_made(OneWrite(transport, loop))  # type: ignore[arg-type]
         if not self._listener.opened(self):
@@ -155,6 +164,7 @@ class GrpcListener:
         logging.getLogger("grpclib").setLevel(logging.CRITICAL)
         self.methods = {path: method for mapping in methods for path, method in mapping.items()}
         self.running = 0
+        self._running_of: Counter[str] = Counter()
         self.stopping = False
         self._tls = tls
         self._limit = limit
@@ -210,13 +220,21 @@ class GrpcListener:
         """Forget a connection."""
         self._connections.discard(connection)
 
-    def started(self, task: asyncio.Task[None]) -> None:
+    def is_busy_for(self, network: str) -> bool:
+        """Return whether a request from a network is one too many."""
+        return self.stopping or self.running >= MAX_RUNNING or self._running_of[network] >= MAX_OF_ONE
+
+    def started(self, task: asyncio.Task[None], network: str) -> None:
         """Count a request until it ends."""
         self.running += 1
-        task.add_done_callback(self._ended)
+        self._running_of[network] += 1
+        task.add_done_callback(lambda ended: self._ended(ended, network))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], network: str) -> None:
         self.running -= 1
+        self._running_of[network] -= 1
+        if not self._running_of[network]:
+            del self._running_of[network]
         if not task.cancelled():
             task.exception()  # it is the door that logs; unread, the loop would print it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import socket
 import time
@@ -25,13 +26,14 @@ from handclasp.server.instance import Instance, open_instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.own import OwnCertificate
 from handclasp.server.settings import Settings, parse_listen
-from handclasp.server.tls import PeerCertificateProtocol, SwappableTls
+from handclasp.server.tls import KEPT, PeerCertificateProtocol, SwappableTls
 from handclasp.server.web import WebCertificate
 from handclasp.store.writes import Write
 
 if TYPE_CHECKING:
     from handclasp.server.grpc import GrpcListener
 
+FILES = 65_536  # open files that are enough for every listener's connections
 GRACE = 10  # seconds that requests under way may take to end at shutdown
 _log = structlog.get_logger("handclasp.server")
 
@@ -81,6 +83,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; ``ready`` is called once everything listens."""
     started = time.monotonic()
+    _allow_connections()
     instance = await open_instance(settings, worker=worker, migrate=False)
     try:
         await _serve(instance, https, http, grpc, ready, started)
@@ -163,6 +166,15 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
+def _allow_connections() -> None:
+    """Take as many open files as we may have: the usual 1,024 of a shell would be full with as many agents."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    with contextlib.suppress(ValueError, OSError):
+        if wanted > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _settle_memory() -> None:
     """Take everything that was loaded until now out of the garbage collector's sight, and have it look less often.
 
@@ -184,7 +196,7 @@ def _make_server(app: ASGIApp, tls: SwappableTls | None) -> _Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=8192,
+        limit_concurrency=2 * KEPT,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE,
         backlog=2048,

@@ -136,15 +136,24 @@ def _ready(settings: Settings, https: socket, http: list[socket], grpc: list[soc
         "log_vkey_file": str(settings.data / "log.vkey"),
         "pid": os.getpid(),
     }
-    client = f"HANDCLASP_URL={facts['https']} HANDCLASP_CA={facts['ca_file']} HANDCLASP_TOKEN_FILE={facts['admin_token_file']}"
+    url = name_in_certificate(str(facts["https"]), settings.names)
+    client = f"HANDCLASP_URL={url} HANDCLASP_CA={facts['ca_file']} HANDCLASP_TOKEN_FILE={facts['admin_token_file']}"
     print(
-        f"handclasp serves at {facts['https']}\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
+        f"handclasp serves at {url}\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
         f"  try: {client} handclasp doctor",
         file=sys.stderr,
         flush=True,
     )
     if settings.ready_file is not None:
         write_private(settings.ready_file, json.dumps(facts, indent=1) + "\n")
+
+
+def name_in_certificate(url: str, names: tuple[str, ...]) -> str:
+    """Return the address with a name that the server's certificate has, when the one that it listens on is not among them."""
+    host, _, port = url.removeprefix("https://").rpartition(":")
+    if host.strip("[]") in names:
+        return url
+    return f"https://[{names[0]}]:{port}" if ":" in names[0] else f"https://{names[0]}:{port}"
 
 
 def _reachable(address: str) -> str:

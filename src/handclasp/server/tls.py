@@ -20,6 +20,9 @@ from handclasp.errors import HandclaspError, Kind
 
 LINGER = 2.0
 """Seconds for the last answer and TLS's goodbye to arrive, before a connection that is closed for cause is cut."""
+KEPT = 8_192
+"""Connections of a listener, in one process, that stay open after an answer: some 75 KB each. Beyond them each serves one request, so that
+any number of agents is served, and nobody is refused because of others who say nothing."""
 MAX_HEAD = 65_536
 """Bytes of request line and headers together. A token has 16 KiB at most, and nothing else here needs as many."""
 
@@ -108,6 +111,8 @@ class PeerCertificateProtocol(HttpToolsProtocol):
             raise ValueError("the head is too large")  # the parser reports it, and send_400_response answers
         self.reading_since, self._body_open = None, True
         super().on_headers_complete()
+        if len(self.connections) > KEPT:
+            self.cycle.keep_alive = False  # uvicorn says so in the answer, and closes after it
 
     def on_message_complete(self) -> None:
         """Note that the request is here in full. If it was answered before that, the clock for the next one runs."""
