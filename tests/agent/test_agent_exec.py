@@ -289,6 +289,25 @@ def test_killed_while_it_starts_a_child(tmp_path: Path, point: str) -> None:
     eventually(lambda: [number for number in pids if exists(number)] == [pid(one)])
 
 
+def test_killed_on_the_way_back(tmp_path: Path) -> None:
+    one, old = target(tmp_path, "sh", "-c", f"test ! -e {tmp_path}/bad && exec sleep 100"), content()
+    agent = os.fork()
+    if agent == 0:
+        try:
+            name = run(one, old)
+            (tmp_path / "bad").touch()
+            faults._ARMED = ("exec.rolled_back", 1, "kill")
+            run(one, content(), name)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(agent, 0)[1]) == signal.SIGKILL
+    first, second = sorted(path.name for path in (tmp_path / "app" / "generations").iterdir())
+    assert (tmp_path / "app" / "current").readlink() == Path("generations", first), "and not the second, which was not taken"
+    (tmp_path / "bad").unlink()
+    assert run(one, old, first) == first < second
+    eventually(lambda: exists(pid(one)))
+
+
 def test_a_record_of_another_process_harms_nobody(tmp_path: Path) -> None:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     records = [Record(pid=pid, started=1, boot=at) for pid in (1, 0, -1, os.getppid(), 2**22 + 1) for at in (boot, "another")]

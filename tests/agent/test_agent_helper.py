@@ -427,6 +427,24 @@ def test_the_helper_is_killed_in_the_middle(home: Path, point: str) -> None:
     assert [path.name for path in (home / "etc" / "tls").rglob(".*") if path.name.startswith((".new-", ".current-"))] == []
 
 
+def test_the_helper_is_killed_on_the_way_back(home: Path) -> None:
+    configure(home, {"validate": ["sh", "-c", f"test ! -e {home}/bad"]})
+    one, old, new = target(home), content(), content()
+    with helping(home):
+        name = run(one, old)
+    (home / "bad").touch()
+    with helping(home, "deliver.rolled_back:kill") as process:
+        with refused(Kind.DELIVERY_FAILED, "does not answer"):
+            run(one, new, name)
+        assert process.wait(30) == -signal.SIGKILL
+        assert served(home) == old.sha256
+    (home / "bad").unlink()
+    (home / "run" / "socket").unlink()
+    with helping(home):
+        run(one, new, name)
+    assert served(home) == new.sha256
+
+
 def test_the_agent_is_killed_before_it_looks(home: Path) -> None:
     configure(home, {"reload": {"command": ["sh", "-c", f"echo x >> {home}/told"]}})
     one, old, new = target(home), content(), content()

@@ -100,20 +100,20 @@ def test_an_address_that_is_taken_is_said_and_stops_nothing(tmp_path: Path) -> N
 
 def test_who_drips_a_request_keeps_nobody_out_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte before each time limit would hold the only thread for hours; a supervisor that asks for health would end the agent."""
-    monkeypatch.setattr("handclasp.agent.metrics._PATIENCE", 0.3)
+    monkeypatch.setattr("handclasp.agent.metrics._PATIENCE", 1.0)
     port, stop = free_port(), threading.Event()
 
     def drip() -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            while not stop.wait(0.1):
+            while not stop.wait(0.2):
                 with suppress(OSError):
                     connection.send(b"x")
 
     with FakeServer() as server:
         config = prepare(server, tmp_path, "[{directory: tls}]")
         config.write_text(config.read_text() + f"metrics: 127.0.0.1:{port}\n")
-        with running(config):
-            eventually(lambda: get(port, "/healthz")[0] == 200)
+        with running(config) as agent:
+            eventually(lambda: settled(agent.roster.keepers()[0]) and get(port, "/healthz")[0] == 200)
             thread = threading.Thread(target=drip)
             thread.start()
             try:

@@ -21,6 +21,7 @@ from handclasp.agent.commands import send_signal
 from handclasp.agent.content import Content
 from handclasp.agent.deliver import deliver
 from handclasp.agent.generations import File, Generations
+from handclasp.agent.leases import Leases
 from handclasp.agent.targets.base import Target
 from handclasp.agent.targets.files import Files
 from handclasp.agent.targets.keystore import Keystore
@@ -253,6 +254,28 @@ def test_a_password_is_not_taken_from_where_the_service_points(theirs: Path, sec
         with pytest.raises(OSError):
             place.password()
         (place.directory / "password").unlink()
+
+
+def test_a_lease_changes_no_file_that_the_service_points_at(theirs: Path, secret: Path) -> None:
+    for make in (lambda path: link_to(path, secret), lambda path: path.hardlink_to(secret), os.mkfifo):
+        make(theirs / ".lease")
+        leases = Leases("spiffe://example.org/agent/a", theirs)
+        leases.take(Files(theirs))
+        leases.close()
+        (theirs / ".lease").unlink()
+    assert secret.read_bytes() == SECRET
+
+
+def test_no_other_user_can_take_the_lease_of_a_place(tmp_path: Path) -> None:
+    """Whoever can open a file can lock it, and wait with that for the agent's next start."""
+    place = tmp_path / "tls"
+    place.mkdir()
+    (place / ".lease").touch(0o644)  # by an earlier version
+    leases = Leases("spiffe://example.org/agent/a", tmp_path)
+    assert leases.take(Files(place))
+    leases.close()
+    assert stat.S_IMODE((place / ".lease").stat().st_mode) == 0o600
+    assert Leases("spiffe://example.org/agent/b", tmp_path).take(Files(place))
 
 
 # --- processes --------------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from handclasp.agent import run
 from handclasp.agent.config import parse_config
 from handclasp.agent.seal import MAGIC, Seal, SealBrokenError, read_key
-from handclasp.agent.state import StateDirectory
+from handclasp.agent.state import Kept, Obtained, StateDirectory
 from handclasp.client import TLSContext
 from handclasp.errors import Kind
 from support.agents import WEB, prepare, running, settled
+from support.contents import content
 from support.errors import refused
-from support.fake_server import FakeServer
+from support.fake_server import FakeAuthority, FakeServer
 from support.waiting import eventually
 
 ONE, TWO = bytes(range(32)), bytes(range(32, 64))
@@ -38,6 +40,42 @@ def test_what_was_sealed_opens_and_nothing_else_does(data: bytes, other: bytes) 
         Seal(ONE).open(MAGIC + other)
     with pytest.raises(SealBrokenError):
         Seal(ONE).open(sealed[:-1])
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.binary(max_size=100))
+def test_what_was_sealed_for_one_identity_never_opens_as_anothers(one: str, other: str, data: bytes) -> None:
+    sealed = Seal(ONE).close(data, one)
+    assert Seal(TWO, ONE).open(sealed, one) == data
+    if one != other:
+        assert not Seal(ONE).is_current(sealed, other)
+        with pytest.raises(SealBrokenError):
+            Seal(TWO, ONE).open(sealed, other)
+
+
+def test_a_generation_that_was_moved_to_another_identity_is_not_handed_out(tmp_path: Path) -> None:
+    """Who can write to a disk but not open what is on it would have one service given the credentials of another."""
+    state = StateDirectory(tmp_path / "state")
+    state.seal = Seal(ONE)
+    high, low = state.identity("spiffe://example.org/high"), state.identity("spiffe://example.org/low")
+    material = content(FakeAuthority())
+    facts = Obtained(
+        sha256=material.sha256, identity="spiffe://example.org/high", serial="1", authority="a", not_after=1, renew_after=1,
+        renew_before=1, renew_at=1, obtained_at=1, wanted="w",
+    )  # fmt: skip
+    for store in (high, low):
+        store.prepare()
+    high.keep(facts, Kept(facts, material.key, material.certificate, material.chain, material.bundle), 2)
+    shutil.copytree(high.home, low.home, symlinks=True, dirs_exist_ok=True)
+    assert high.kept().key == material.key
+    with pytest.raises(SealBrokenError):
+        low.kept()
+    with pytest.raises(SealBrokenError):
+        low.check_seal()
+    key = low.generations.path("00000001") / "key.pem"
+    for cut in (len(MAGIC) + 3, len(MAGIC), 60):
+        key.write_bytes((high.generations.path("00000001") / "key.pem").read_bytes()[:cut])
+        with pytest.raises(SealBrokenError):
+            low.kept()
 
 
 def test_sealing_twice_is_never_the_same() -> None:
@@ -89,7 +127,15 @@ def test_a_credential_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys(root: Path) -> list[bytes]:
-    return [path.read_bytes() for path in (root / "state").rglob("key.pem") if not path.parent.is_symlink()]
+    return [path.read_bytes() for path in key_files(root)]
+
+
+def key_files(root: Path) -> list[Path]:
+    return [path for path in (root / "state").rglob("key.pem") if not path.parent.is_symlink()]
+
+
+def are_current(seal: Seal, root: Path) -> bool:
+    return all(seal.is_current(path.read_bytes(), path.parents[2].name) for path in key_files(root))
 
 
 def test_from_plain_to_sealed_to_another_key(tmp_path: Path) -> None:
@@ -114,7 +160,7 @@ def test_from_plain_to_sealed_to_another_key(tmp_path: Path) -> None:
 
         config.write_text(plain + "state_key: {file: two, previous: one}\n")
         with running(config):
-            eventually(lambda: all(Seal(TWO).is_current(key) for key in keys(tmp_path)))
+            eventually(lambda: are_current(Seal(TWO), tmp_path))
         config.write_text(plain + "state_key: {file: two}\n")
         server.ttl, server.window = 3600, (0.5, 0.6)
         kept = StateDirectory(tmp_path / "state").identity(WEB)
@@ -123,14 +169,14 @@ def test_from_plain_to_sealed_to_another_key(tmp_path: Path) -> None:
         kept.save(state)
         with running(config):
             eventually(lambda: TLSContext.from_directory(tmp_path / "tls").sha256 not in ("", first), what="renewed with its sealed key")
-        assert all(Seal(TWO).is_current(key) for key in keys(tmp_path))
+        assert are_current(Seal(TWO), tmp_path)
         assert server.count("/v1/certificates", "POST") == 3
 
         for text, words in ((plain, "no state_key is configured"), (plain + "state_key: {file: one}\n", "cannot be opened")):
             config.write_text(text)
             with refused(Kind.BAD_SETTING, words):
                 run(config, tmp_path / "state")
-        assert all(Seal(TWO).is_current(key) for key in keys(tmp_path)), "nothing was thrown away"
+        assert are_current(Seal(TWO), tmp_path), "nothing was thrown away"
         server.assert_content()
 
 

@@ -32,6 +32,7 @@ from handclasp import wire
 from handclasp.agent.config.socket import SdsNames
 from handclasp.agent.socket.messages import certificates
 from handclasp.agent.socket.proc import Process
+from handclasp.agent.state import slug
 from handclasp.clock import rfc3339, system_clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.proto import sds_pb2, workload_pb2
@@ -575,3 +576,18 @@ def test_a_process_that_becomes_another_user_is_denied_from_then_on(tmp_path: Pa
     child.communicate(b"x")
     connection.close()
     listening.close()
+
+
+def test_keys_of_what_the_policy_took_away_leave_the_disk(tmp_path: Path) -> None:
+    web, db = workload("web", WEB, UID), workload("db", f"spiffe://{DOMAIN}/prod/db", UID)
+    with socket_of(tmp_path, web, db) as world:
+        first(world, "FetchX509SVID")
+        homes = {one.name: tmp_path / "state" / f"socket-{one.name}" / slug(one.identity) for one in (web, db)}
+        left = tmp_path / "state" / "socket-gone" / "a-left-over"
+        for home in (*homes.values(), left):
+            (home / "generations" / "00000001").mkdir(parents=True)
+            (home / "generations" / "00000001" / "key.pem").write_text("secret")
+        world.policy(web)
+        eventually(lambda: not homes["db"].parent.exists() and not left.parent.exists())
+        assert homes["web"].exists()
+        assert (tmp_path / "state" / "socket").exists()

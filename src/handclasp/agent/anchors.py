@@ -71,10 +71,26 @@ class Anchors:
                 self._put(f"{trust_domain}.pem", data)
             return self._read(f"{trust_domain}.pem") == data
 
-    def refresh(self, trust_domain: str, *, crl: bool) -> bool:
-        """Ask the server for what has changed; return whether something has. Raises what the client raises."""
+    def refresh(self, trust_domain: str, *, crl: bool, foreign: bool = False) -> bool:
+        """Ask the server for what has changed; return whether something has. Raises what the client raises.
+
+        ``foreign``: no certificate of ours is of this trust domain. A partner may revoke all its roots, or not be one any more: then there
+        is nothing to trust, and that is taken. Of our own, an empty bundle is refused: it would make every service refuse everybody.
+        """
+        try:
+            changed = self._refresh_all(trust_domain, crl=crl, foreign=foreign)
+        except HandclaspError as error:
+            if not foreign or error.kind is not Kind.NOT_FOUND:
+                raise
+            changed = self._drop(trust_domain)
+        if changed:
+            self._tell(trust_domain)
+        return changed
+
+    def _refresh_all(self, trust_domain: str, *, crl: bool, foreign: bool) -> bool:
         watched = trust_domain in self.watched()
-        changed = self._refresh(f"{trust_domain}.pem", lambda tag: self._client.bundle(trust_domain, etag=tag), normalized)
+        shape = perhaps_empty if foreign else normalized
+        changed = self._refresh(f"{trust_domain}.pem", lambda tag: self._client.bundle(trust_domain, etag=tag), shape)
         if crl or watched:
             try:
                 changed |= self._refresh(f"{trust_domain}.crl.pem", lambda tag: self._client.crls(trust_domain, etag=tag), str.encode)
@@ -84,8 +100,17 @@ class Anchors:
         if watched:
             path = f"/v1/bundles/{quote(trust_domain)}"
             changed |= self._refresh(f"{trust_domain}.jwks.json", lambda tag: self._client.text(path, etag=tag), checked_jwks)
-        if changed:
-            self._tell(trust_domain)
+        return changed
+
+    def _drop(self, trust_domain: str) -> bool:
+        """Hold nothing of a trust domain any more, on disk neither; return whether there was something."""
+        changed = False
+        for name in (f"{trust_domain}.pem", f"{trust_domain}.crl.pem", f"{trust_domain}.jwks.json"):
+            with self._lock:
+                changed |= bool(self._read(name))
+                (self._state.root / "anchors" / name).unlink(missing_ok=True)
+                self._held[name] = b""
+                self._tags.pop(name, None)
         return changed
 
     def _tell(self, trust_domain: str) -> None:
@@ -140,6 +165,11 @@ def checked_jwks(text: str) -> bytes:
     except (msgspec.DecodeError, RecursionError) as error:
         raise HandclaspError(Kind.UNAVAILABLE, f"the server sent a bundle that is no JWKS: {error}") from error
     return text.encode()
+
+
+def perhaps_empty(bundle: str) -> bytes:
+    """The same as :func:`normalized`, and nothing for a bundle without a certificate."""
+    return normalized(bundle) if bundle.strip() else b""
 
 
 def normalized(bundle: str) -> bytes:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from handclasp.agent import reach
 from handclasp.errors import HandclaspError, Kind
+
+if TYPE_CHECKING:
+    import subprocess
 
 _OUTPUT = 1500
 
@@ -21,6 +23,9 @@ def run_command(what: str, argv: Sequence[str], *, timeout: float, environment: 
 
     It has no shell, no input, and none of the agent's own settings in its environment. What it started goes with it when time is over.
     """
+    import subprocess
+    import tempfile
+
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HANDCLASP_")}
     # A file and not a pipe: a daemon that inherits it must not keep us waiting for the end of its output.
     with tempfile.TemporaryFile() as output:
@@ -43,6 +48,8 @@ def run_command(what: str, argv: Sequence[str], *, timeout: float, environment: 
 
 
 def _wait(process: subprocess.Popen[bytes], timeout: float) -> str:
+    import subprocess
+
     try:
         status = process.wait(timeout)
     except subprocess.TimeoutExpired:

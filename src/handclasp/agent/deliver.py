@@ -7,12 +7,15 @@ was flipped and not confirmed goes through validate, reload and look once more.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from handclasp.agent import reach
 from handclasp.agent.commands import run_command
@@ -33,6 +36,13 @@ _DIGEST = ".content"
 _HOLDER = ".identity"
 _NOTE = 4096
 """Bytes of a note of ours at most. It may lie in a service's own directory, whose user can put anything in its place."""
+
+
+class _Note(msgspec.Struct, kw_only=True):
+    """What a generation notes of itself: the digest of its content, and the SHA-256 of each file (keystores are never the same twice)."""
+
+    content: str
+    files: dict[str, str]
 
 
 class Hands(Protocol):
@@ -143,11 +153,29 @@ class Delivery:
 
     def _generation(self) -> str:
         """Return the generation with this content: the one that an earlier try wrote, or a new one."""
-        digest = self.place.digest(self.content).encode()
+        digest = self.place.digest(self.content)
+        files = self.place.render(self.content)
         for name in reversed(self.generations.names()):
-            if self.generations.read(name, _DIGEST, _NOTE) == digest:
+            if self._is_as_written(name, digest, files):
                 return name
-        return self.generations.write({**self.place.render(self.content), _DIGEST: File(digest)})
+        sums = {file: hashlib.sha256(one.data).hexdigest() for file, one in files.items()}
+        return self.generations.write({**files, _DIGEST: File(msgspec.json.encode(_Note(content=digest, files=sums)))})
+
+    def _is_as_written(self, name: str, digest: str, files: Mapping[str, File]) -> bool:
+        """Tell whether a generation has this content, and nobody has changed anything in it since."""
+        try:
+            note = msgspec.json.decode(self.generations.read(name, _DIGEST, _NOTE) or b"", type=_Note)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if note.content != digest or note.files.keys() != files.keys():
+            return False
+        for file, expected in files.items():
+            data = self.generations.read(name, file)
+            if data is None or hashlib.sha256(data).hexdigest() != note.files[file]:
+                return False
+            if stat.S_IMODE((self.generations.path(name) / file).lstat().st_mode) != expected.mode:
+                return False
+        return True
 
 
 def _reason(error: Exception) -> str:

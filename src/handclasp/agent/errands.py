@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from handclasp import __version__, wire
 from handclasp.agent.anchors import Anchors
+from handclasp.agent.keeper import Keeper
 from handclasp.agent.memory import give_back
 from handclasp.agent.roster import Roster
 from handclasp.agent.state import StateDirectory
@@ -63,15 +64,23 @@ class Errands:
     def refresh(self) -> None:
         """Ask for bundles and CRLs of every trust domain that somebody needs; a change makes deliveries due."""
         wanted = dict.fromkeys(self._anchors.watched(), False)
+        ours = {keeper.trust_domain for keeper in self._roster.everyone()}
         for keeper in self._roster.everyone():
             wanted[keeper.trust_domain] = wanted.get(keeper.trust_domain, False) or keeper.wants_crl
         for trust_domain, crl in wanted.items():
             try:
-                if self._anchors.refresh(trust_domain, crl=crl):
+                if self._anchors.refresh(trust_domain, crl=crl, foreign=trust_domain not in ours):
                     _log.info("the anchors of %s have changed", trust_domain)
                     self._roster.wake()
             except (HandclaspError, OSError) as error:
                 _log.warning("the anchors of %s cannot be refreshed: %s", trust_domain, error)
+
+    def look(self) -> None:
+        """Have delivered again what somebody changed or removed."""
+        drifted: list[Keeper] = []
+        self._roster.idle(lambda keeper: drifted.append(keeper) if keeper.look() else None)
+        for keeper in drifted:
+            self._roster.wake(keeper.managed.name, keeper.managed.slot)
 
     def ask(self) -> None:
         """Ask for the server's present renewal windows; a window that is earlier than what was drawn is taken."""

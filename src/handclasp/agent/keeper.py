@@ -22,6 +22,7 @@ from handclasp.agent.leases import Leases
 from handclasp.agent.obtain import Enrol, check_answer, issue, keep, renew
 from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState
 from handclasp.agent.targets.base import Drift, Interrupted, Wait
+from handclasp.agent.targets.changed import DRIFT, signature_of
 from handclasp.agent.telling import in_words, tell
 from handclasp.client import renewal
 from handclasp.client.api import ApiClient
@@ -62,6 +63,11 @@ class Keeper:
 
     It reads nothing from disk until :meth:`load`.
     """
+
+    __slots__ = (
+        "_configured", "_digests", "_digests_of", "_drifts", "_suggestion", "around", "managed", "obtained", "own", "state", "store",
+        "trust_domain", "wants_crl",
+    )  # fmt: skip
 
     def __init__(self, managed: Managed, store: IdentityStore, around: Surroundings, *, own: bool = False) -> None:
         self.managed, self.store, self.around, self.own = managed, store, around, own
@@ -212,6 +218,19 @@ class Keeper:
         if not drift.expected:
             _log.warning("%s: %s: %s", self.managed.name, target, drift.words)
 
+    def look(self) -> bool:
+        """Look whether the files of each target are as they were delivered, and return whether one must be delivered again."""
+        drifted = False
+        for target in self.managed.targets:
+            state = self.state.targets[target.name]
+            if not state.content or not state.signature or target.name in self._drifts:
+                continue
+            now = signature_of(target.place)
+            if now and now != state.signature:
+                self.drifted(target.name, DRIFT)
+                drifted = True
+        return drifted
+
     def spread(self) -> None:
         """Let what the host slept through be renewed at a random moment soon: everything on it, and other hosts, woke up with it."""
         now, held = self.around.clock(), self.obtained
@@ -285,6 +304,7 @@ class Keeper:
         )
         self._drifts.pop(target.name, None)
         state.content, state.generation, state.certificate = target.place.digest(content), generation, content.sha256
+        state.signature = signature_of(target.place)
         state.failures, state.next_attempt = 0, 0
         state.last_failure = f"{drift.words}; that was put right" if drift is not None and not drift.expected else ""
         state.last_success = self.around.clock()

@@ -1,7 +1,8 @@
 """One agent for each place: two agents (with a state directory each) must not deliver over each other.
 
 A place that is a directory holds a file ``.lease``, locked by whoever delivers there. The kernel gives it free when that process ends,
-however it ends, and the next one takes over.
+however it ends, and the next one takes over. Only its owner can open it: whoever can read a file can lock it, and no user of the host is to
+keep a service without certificates that way.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import fcntl
 import os
 import resource
 import socket
+import stat
 import threading
 from pathlib import Path
 
+from handclasp.agent import reach
 from handclasp.agent.generations import LINK
 from handclasp.agent.targets.base import Place
 from handclasp.errors import HandclaspError, Kind
@@ -78,13 +81,9 @@ class Leases:
                 continue
             home = leads_to.parent.parent
             if leads_to.parent.name == LINK and home != directory and home not in self._held and (home / _FILE).exists():
-                with contextlib.suppress(OSError):
-                    descriptor = os.open(home / _FILE, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        if not _lock(descriptor):
-                            return _read(descriptor)
-                    finally:
-                        os.close(descriptor)
+                with contextlib.suppress(OSError), reach.file(home / _FILE) as found:
+                    if _is_ours(found.descriptor) and not _lock(found.descriptor):
+                        return _read(found.descriptor)
         return None
 
     def _lease(self, directory: Path, make: bool) -> str | None:
@@ -93,8 +92,14 @@ class Leases:
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         _allow_files(len(self._held) + _SPARE)
         try:
-            descriptor = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with reach.directory(directory) as place:
+                descriptor = os.open(
+                    _FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place.descriptor
+                )
         except OSError:
+            return None
+        if not _is_ours(descriptor):  # the directory's user put it there, maybe a second name of a file that he may not write
+            os.close(descriptor)
             return None
         if not _lock(descriptor):
             other = _read(descriptor)
@@ -102,6 +107,7 @@ class Leases:
             return other
         self._held[directory] = descriptor
         with contextlib.suppress(OSError):  # the lock counts, and not what is written: a full disk takes nothing away
+            os.fchmod(descriptor, 0o600)
             if os.pread(descriptor, 4096, 0) != self._note:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, self._note, 0)
@@ -117,9 +123,17 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def _is_ours(descriptor: int) -> bool:
+    """Tell whether a lease is one that root or we made, and has no other name."""
+    state = os.fstat(descriptor)
+    return stat.S_ISREG(state.st_mode) and state.st_uid in (0, os.geteuid()) and state.st_nlink == 1
+
+
 def _read(descriptor: int) -> str:
     with contextlib.suppress(OSError):
-        return os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip() or "one that does not say who it is"
+        text = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
+        if text and text.isprintable():
+            return text
     return "one that does not say who it is"
 
 

@@ -192,10 +192,16 @@ class Agent:
             _log.warning("the state directory cannot be written: %s", error)
 
     def _plan(self, errands: Errands) -> dict[str, Every]:
-        todo: dict[str, Callable[[], None]] = {"refresh": errands.refresh, "ask": errands.ask, "report": errands.report}
+        todo: dict[str, Callable[[], None]] = {
+            "refresh": errands.refresh,
+            "ask": errands.ask,
+            "look": errands.look,
+            "report": errands.report,
+        }
         plan = {name: Every(name, self.poll, self.clock.boot, self._random, do) for name, do in todo.items()}
         plan["seal"] = Every("seal", 86400.0, self.clock.boot, self._random, self._seal)
         plan["ask"].delay()
+        plan["look"].delay()
         plan["report"].hurry(_REPORT_GAP)
         return plan
 

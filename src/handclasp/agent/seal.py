@@ -27,35 +27,39 @@ class SealBrokenError(HandclaspError):
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """``key`` seals and opens, ``previous`` only opens; without a key nothing is sealed. Each is 32 bytes."""
+    """``key`` seals and opens, ``previous`` only opens; without a key nothing is sealed. Each is 32 bytes.
+
+    ``name`` says whose private key it is: what was sealed for one identity does not open as another's, so nobody who can only move files
+    about has one service given the key of another.
+    """
 
     key: bytes | None = field(default=None, repr=False)
     previous: bytes | None = field(default=None, repr=False)
 
-    def close(self, data: bytes) -> bytes:
+    def close(self, data: bytes, name: str = "") -> bytes:
         """Return what is to be written for a private key."""
         if self.key is None:
             return data
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE)
-        return MAGIC + nonce + AESGCM(self.key).encrypt(nonce, data, _ABOUT)
+        return MAGIC + nonce + AESGCM(self.key).encrypt(nonce, data, _about(name))
 
-    def open(self, data: bytes) -> bytes:
+    def open(self, data: bytes, name: str = "") -> bytes:
         """Return the private key in what was read, sealed or plain; raise :class:`SealBrokenError`."""
-        return self._open(data, (self.key, self.previous))
+        return self._open(data, name, (self.key, self.previous))
 
-    def is_current(self, data: bytes) -> bool:
+    def is_current(self, data: bytes, name: str = "") -> bool:
         """Tell whether what was read is as :meth:`close` would write it now."""
         if self.key is None:
             return not data.startswith(MAGIC)
         try:
-            self._open(data, (self.key,))
+            self._open(data, name, (self.key,))
         except SealBrokenError:
             return False
         return data.startswith(MAGIC)
 
-    def _open(self, data: bytes, keys: tuple[bytes | None, ...]) -> bytes:
+    def _open(self, data: bytes, name: str, keys: tuple[bytes | None, ...]) -> bytes:
         if not data.startswith(MAGIC):
             return data
         if not any(keys):
@@ -71,7 +75,7 @@ class Seal:
         for key in keys:
             try:
                 if key is not None:
-                    return AESGCM(key).decrypt(nonce, sealed, _ABOUT)
+                    return AESGCM(key).decrypt(nonce, sealed, _about(name))
             except (InvalidTag, ValueError):
                 continue
         raise SealBrokenError(
@@ -79,6 +83,10 @@ class Seal:
             "a private key of the agent cannot be opened with the configured state_key",
             hint="configure the key that it was sealed with, as `previous` when you are changing it; otherwise enrol again",
         )
+
+
+def _about(name: str) -> bytes:
+    return _ABOUT + b"\n" + name.encode()
 
 
 def read_key(path: Path) -> bytes:

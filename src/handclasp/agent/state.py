@@ -88,6 +88,8 @@ class TargetState(msgspec.Struct, kw_only=True):
     content: str = ""
     certificate: str = ""
     generation: str = ""
+    signature: str = ""
+    """What the delivered files looked like (:mod:`handclasp.agent.targets.changed`), where that can be told."""
     failures: int = 0
     next_attempt: int = 0
     last_success: int = 0
@@ -211,12 +213,12 @@ class IdentityStore:
         if not name or facts is None:
             raise HandclaspError(Kind.BAD_CERTIFICATE, f"what is kept in {self.home} is damaged")
         key, certificate, chain, bundle = ((home / file).read_bytes() for file in ("key.pem", "leaf.pem", "chain.pem", "bundle.pem"))
-        return Kept(facts, self.seal.open(key), certificate, chain, bundle)
+        return Kept(facts, self.seal.open(key, self.home.name), certificate, chain, bundle)
 
     def keep(self, facts: Obtained, kept: Kept, keep: int) -> None:
         """Make a generation of it that counts, and remove all but the newest ``keep``. Durable on return; raises ``OSError``."""
         contents = {
-            "key.pem": self.seal.close(kept.key),
+            "key.pem": self.seal.close(kept.key, self.home.name),
             "cert.pem": kept.credential.certificate,
             "leaf.pem": kept.certificate,
             "chain.pem": kept.chain,
@@ -230,22 +232,22 @@ class IdentityStore:
 
     def check_seal(self) -> None:
         """Raise ``bad_setting`` when the private key cannot be opened with the present setting; whatever else is wrong shows later."""
-        self.seal.open(self.generations.read("", "key.pem") or b"")
+        self.seal.open(self.generations.read("", "key.pem") or b"", self.home.name)
 
     def reseal(self) -> bool:
         """Have its private key kept as the present setting says, and only that one; return whether anything was to do.
 
         Raises ``bad_setting`` for a key that cannot be opened, ``OSError``.
         """
-        generations = self.generations
-        stale = [name for name in generations.names() if not self.seal.is_current(generations.read(name, "key.pem") or MAGIC)]
+        generations, held = self.generations, {name: self.generations.read(name, "key.pem") for name in self.generations.names()}
+        stale = [name for name, key in held.items() if not self.seal.is_current(key or MAGIC, self.home.name)]
         current = generations.current()
         for name in stale:
             if name != current:
                 generations.remove(name)
             else:
                 path = generations.path(name) / "key.pem"
-                replace_file(path, self.seal.close(self.seal.open(path.read_bytes())))
+                replace_file(path, self.seal.close(self.seal.open(path.read_bytes(), self.home.name), self.home.name))
         return bool(stale)
 
     def file(self, name: str) -> bytes:

@@ -225,6 +225,6 @@ def _todo(one: IdentityStatus, view: View, now: int) -> list[str]:
 
 
 def _failed(target: TargetStatus) -> str:
-    """A delivery that fails: what is in use meanwhile, and why. Where nothing was ever delivered, the service may be waiting to be started."""
+    """A delivery that fails: what is in use meanwhile, and why."""
     now = "the previous certificate is still in use" if target.last_success else "no certificate has been taken there yet"
     return f"{target.name}: {now}, and it is tried again by itself; see to the service: {target.last_failure}"

@@ -85,7 +85,7 @@ class Core:
         home = host.state.root / "socket"
         home.mkdir(mode=0o700, exist_ok=True)
         self.entitlements = Entitlements(home / "workloads.json", lambda tag: host.client.workloads(etag=tag))
-        self.issued = Issued(host.roster, home / "used.json", self._from_elsewhere, clock=clock, keep=settings.keep)
+        self.issued = Issued(host.roster, home / "used.json", self._from_elsewhere, clock=clock, keep=settings.keep, state=host.state.root)
         self.tokens = Tokens(lambda request: self.work(lambda: host.client.jwt_svid(request)), clock)
         self._versions: defaultdict[object, int] = defaultdict(int)
         self._change = asyncio.Event()

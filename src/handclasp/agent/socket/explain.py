@@ -52,7 +52,11 @@ def explain(config_path: str | os.PathLike[str], state_dir: str | os.PathLike[st
     file = state_directory(config, state_dir) / "socket" / "workloads.json"
     workloads = read_workloads(file)
     if workloads is None:
-        raise HandclaspError(Kind.NOT_FOUND, f"there is no {file} that can be read", hint="has the agent run, and reached its server?")
+        raise HandclaspError(
+            Kind.NOT_FOUND,
+            f"there is no {file} that can be read",
+            hint="has the agent run, and reached its server? Where it keeps its state is said by state_dir or --state-dir",
+        )
     if pid is None:
         return Explanation(workloads=[_explained(workload, None) for workload in workloads])
     found = _attested(settings, pid)

@@ -19,6 +19,7 @@ from handclasp.agent.content import Content
 from handclasp.agent.generations import replace_file
 from handclasp.agent.socket.host import Holder, Keepers
 from handclasp.agent.socket.match import Entitled, fits
+from handclasp.agent.state import slug
 from handclasp.clock import Clock, parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
 
@@ -58,10 +59,12 @@ class _Held:
 
 
 class Issued:
-    """``changed`` is called with the key of a certificate that has come or changed, in any thread."""
+    """``changed`` is called with the key of a certificate that has come or changed, in any thread; ``state`` is the state directory."""
 
-    def __init__(self, roster: Keepers, file: Path, changed: Callable[[Key], None], *, clock: Clock, keep: float) -> None:
-        self._roster, self._file, self._changed = roster, file, changed
+    def __init__(
+        self, roster: Keepers, file: Path, changed: Callable[[Key], None], *, clock: Clock, keep: float, state: Path | None = None
+    ) -> None:
+        self._roster, self._file, self._changed, self._state = roster, file, changed, state
         self._clock, self._keep = clock, int(keep * 1000)
         self._held: dict[Key, _Held] = {}
         self._streams: Counter[Key] = Counter()
@@ -116,7 +119,10 @@ class Issued:
                     _log.warning("%s cannot be gone on with: %s", used.identity, error)
 
     def sync(self, workloads: Iterable[wire.Workload]) -> None:
-        """Let go of what the policy no longer gives, and of what nobody has asked for in a long time; write down the rest."""
+        """Let go of what the policy no longer gives, and of what nobody has asked for in a long time; write down the rest.
+
+        Keys of what was let go of are removed from the disk at once: another certificate is soon had, should the policy give it again.
+        """
         named, now = {workload.name: workload for workload in workloads}, self._clock()
         for key, held in list(self._held.items()):
             workload = named.get(key[0])
@@ -127,6 +133,7 @@ class Issued:
             del self._held[key]
             _log.info("%s is looked after no longer: %s", key[1], "nobody asks for it" if given else "the policy does not give it")
         self._save(now)
+        self._sweep()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -158,6 +165,25 @@ class Issued:
             return msgspec.json.decode(self._file.read_bytes(), type=list[_Used])[:MAX_HELD]
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return []
+
+    def _sweep(self) -> None:
+        """Remove the state of all that nobody looks after: also what an earlier run left, or a renewal that was under way."""
+        if self._state is None:
+            return
+        kept = {(held.managed.slot, slug(held.managed.name)) for held in self._held.values()}
+        for slot in self._state.glob(f"{SLOT}-*"):
+            try:
+                left = [home for home in slot.iterdir() if (slot.name, home.name) not in kept]
+                if left:
+                    from shutil import rmtree
+
+                    for home in left:
+                        rmtree(home)
+                        _log.info("the key in %s is removed", home)
+                if not any(slot.iterdir()):
+                    slot.rmdir()
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", slot, error)
 
     def _save(self, now: int) -> None:
         keys = frozenset(self._held)
