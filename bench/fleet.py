@@ -51,11 +51,13 @@ def run() -> Iterator[Result]:
             time.sleep(WITHIN + AFTER)
             in_rotation = (server.cpu_seconds() - cpu) / (WITHIN + AFTER)
             progress, asked = show(server.url, server.ca_file, server.admin_token, rotation)
-            memory = server.memory_mib()
+            memory, looks = server.memory_mib(), look(server.url, server.ca_file, server.admin_token)
             seen = finish(simulation)
     yield from _results(seen, progress, began, at_rest, in_rotation)
     yield Result("fleet.rotation.start_ms", told * 1000, "ms", note=f"{progress['total']:,} certificates, told in the background")
     yield Result("fleet.rotation.show_ms", asked * 1000, "ms", note="one look at its progress")
+    for name, (seconds, size) in looks.items():
+        yield Result(f"fleet.{name}_ms", seconds * 1000, "ms", note=f"{size / 1024:,.0f} KiB, while the fleet goes on")
     yield Result("fleet.server_mib", memory, "MiB", note=f"resident, with {seen['started']:,} connections kept")
 
 
@@ -168,6 +170,23 @@ def show(url: str, ca_file: str, token: str, rotation: str) -> tuple[dict[str, A
         found = client.call("GET", f"/v1/rotations/{rotation}", response=Rotation)
         counts = {"total": found.total, "replaced": found.replaced, "gone": found.gone, "pending": [one.identity for one in found.pending]}
         return counts, time.monotonic() - began
+
+
+def look(url: str, ca_file: str, token: str) -> dict[str, tuple[float, int]]:
+    """Return seconds and bytes of what people and their monitoring ask: a page of 200 agents, all that are overdue, the metrics."""
+    from handclasp.client.connections import Connections
+
+    asked = {"agents_page": "/v1/agents?limit=200", "agents_overdue": "/v1/agents?state=overdue", "metrics": "/metrics"}
+    asked["healthz"] = "/healthz"
+    found, connections = {}, Connections(url, ca=ca_file, credential=None, timeout=60)
+    for name, path in asked.items():
+        began = time.monotonic()
+        reply = connections.exchange("GET", path, None, {"Authorization": f"Bearer {token}"})
+        if reply.status != 200:
+            raise RuntimeError(f"{path}: {reply.status} {reply.body[:200]!r}")
+        found[name] = time.monotonic() - began, len(reply.body)
+    connections.close()
+    return found
 
 
 def spread(buckets: Mapping[str, int], begin: float, end: float) -> tuple[float, float]:

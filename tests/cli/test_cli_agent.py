@@ -9,9 +9,10 @@ import pytest
 
 from handclasp.agent.config import Config
 from handclasp.agent.loop import state_directory
+from handclasp.agent.state import StateDirectory
 from handclasp.cli import agents as commands
 from support import agents
-from support.fake_server import DOMAIN, FakeServer
+from support.fake_server import DOMAIN, FakeServer, Fault
 
 
 def test_the_usual_state_directory_is_the_agents_own() -> None:
@@ -35,6 +36,15 @@ def test_a_token_becomes_an_agent_whichever_way_it_comes(way: str, run, tmp_path
         server.assert_content()
 
 
+def test_a_token_for_another_name_hints_at_the_name(run, tmp_path: Path) -> None:
+    with FakeServer() as server:
+        server.faults.append(Fault("/v1/certificates", 1, 403, "name_not_allowed"))
+        place = ("--url", server.url, "--ca", server.root_fingerprint, "--state-dir", "state")
+        result = run("agent", "enroll", "--token", server.token(), "--name", "host1", *place)
+    assert result.exit_code == 1
+    assert "hint: is host1 the name that the token was made for? Say another with --name" in result.stderr
+
+
 def test_check_plan_and_status(run, tmp_path: Path) -> None:
     with FakeServer() as server:
         config = agents.prepare(server, tmp_path)
@@ -47,6 +57,9 @@ def test_check_plan_and_status(run, tmp_path: Path) -> None:
         assert result.exit_code == 1, "it does not run"
         assert json.loads(result.stdout)["running"] is False
         assert run("agent", "status", "-c", str(config), "--state-dir", "state").stdout.startswith(f"spiffe://{DOMAIN}/agent/host1\tok\t")
+        StateDirectory(tmp_path / "state").save_managed([("", agents.WEB), ("socket-web", agents.WEB)])
+        rows = [line.split("\t") for line in run("agent", "status", "--state-dir", "state").stdout.splitlines()]
+        assert [row[5] for row in rows] == ["", "", "the socket"], "it is seen for whom a certificate is that is in no file"
 
 
 def test_presets_are_shown_and_a_plan_shows_what_they_fill_in(run, tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ class FakeServer:
     complaints: list[str] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reports: list[tuple[str, wire.AgentReport]] = field(default_factory=list)
+    partners: dict[str, str] = field(default_factory=dict)
+    """What is below /v1/bundles/ besides our own, by name."""
     faults: list[Fault] = field(default_factory=list)
     extra_roots: list[x509.Certificate] = field(default_factory=list)
     crl: str = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
@@ -317,6 +319,9 @@ class FakeServer:
             return self._problem(400, "bad_request", str(error))
         if method == "GET" and path == "/v1/bundles":
             return self._json({"items": [{"trust_domain": DOMAIN, "pem": self.bundle}]})
+        partner = path.removeprefix("/v1/bundles/")
+        if method == "GET" and partner in self.partners:
+            return self._tagged(self.partners[partner], tag)
         if method == "GET" and path == f"/v1/bundles/{DOMAIN}.pem":
             return self._tagged(self.bundle, tag)
         if method == "GET" and path == f"/v1/crls/{DOMAIN}.pem":

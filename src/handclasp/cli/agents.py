@@ -205,7 +205,7 @@ def status(state: State, config: str | None, state_dir: str | None) -> int:
                     _when(i.not_after),
                     _when(i.renew_at),
                     i.rotations,
-                    [f"{t.name} {t.state}" for t in i.targets],
+                    [f"{t.name} {t.state}" for t in i.targets] or (["the socket"] if i.slot.startswith("socket") else []),
                     i.last_failure,
                 ]
                 for i in found.identities

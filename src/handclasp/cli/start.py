@@ -53,11 +53,13 @@ def _run_agent(options: dict[str, str]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        from handclasp.cli.command import exit_code_of
+        failure = error
+    else:
+        sys.exit(0)
 
-        sys.exit(exit_code_of(lambda: _raise(error), as_json=False))
-    sys.exit(0)
+    def fail() -> NoReturn:
+        raise failure
 
+    from handclasp.cli.command import exit_code_of
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
+    sys.exit(exit_code_of(fail, as_json=False))
