@@ -130,7 +130,9 @@ class Fleet:
     requests: Counter[int] = field(default_factory=Counter)
     renewals: Counter[int] = field(default_factory=Counter)
     late: dict[int, float] = field(default_factory=dict)
-    """By second: by how much what was due then began late, at most; in seconds."""
+    """By second: by how much an agent that slept until then woke late, at most; in seconds."""
+    waits: dict[int, float] = field(default_factory=dict)
+    """By second: how long an answer to what was asked then took, at most; in seconds, with the handshake of a renewal."""
     renewed: int = 0
     missed: int = 0
     failures: list[str] = field(default_factory=list)
@@ -241,14 +243,15 @@ class Agent:
             self.sleeping = True
             await asyncio.sleep(seconds)
             self.sleeping = False
-        late, second = time.time() - until, int(until)
-        self.fleet.late[second] = max(self.fleet.late.get(second, 0.0), late)
+            _raise(self.fleet.late, until, time.time() - until)
 
     async def _ask(self, request: bytes) -> tuple[int, bytes, bytes]:
         if self.connection is None or self.connection.closed:
             self.connection = await self.fleet.connect(self.own.file)
         self.fleet.count()
+        began = time.time()
         status, head, answer = await self.connection.ask(request)
+        _raise(self.fleet.waits, began, time.time() - began)
         if status >= 400:
             raise RuntimeError(f"{request[:60]!r}: {status} {answer[:200]!r}")
         return status, head, answer
@@ -264,7 +267,8 @@ class Agent:
         """Renew as the holder, over a connection of its own."""
         key, csr = self.fleet.new_request()
         self.fleet.count()
-        self.fleet.renewals[int(time.time())] += 1
+        began = time.time()
+        self.fleet.renewals[int(began)] += 1
         connection = await self.fleet.connect(held.file)
         try:
             body = {"csr": csr} | ({"ttl": ttl} if ttl else {})
@@ -273,6 +277,7 @@ class Agent:
             connection.transport.abort()
         if status != 201:
             raise RuntimeError(f"renewal: {status} {answer[:200]!r}")
+        _raise(self.fleet.waits, began, time.time() - began)
         self.fleet.renewed += 1
         self.fleet.missed += held.is_missed
         renewed = Held(json.loads(answer), key, held.file)
@@ -310,6 +315,10 @@ class Agent:
             body = {"hostname": f"host-{self.number}", "version": "bench", "identities": [told]}
             self.statement = self.fleet.request("PUT", "/v1/agents/self", body)
         await self._ask(self.statement)
+
+
+def _raise(most: dict[int, float], at: float, seconds: float) -> None:
+    most[int(at)] = max(most.get(int(at), 0.0), seconds)
 
 
 def new_request() -> tuple[str, str]:
@@ -370,7 +379,7 @@ async def main() -> None:
             {
                 "started": fleet.started, "renewed": fleet.renewed, "missed": fleet.missed + overdue, "failed": len(fleet.failures),
                 "first_failure": fleet.failures[0] if fleet.failures else "", "requests": dict(fleet.requests),
-                "renewals": dict(fleet.renewals), "late": fleet.late, "core": core,
+                "renewals": dict(fleet.renewals), "late": fleet.late, "waits": fleet.waits, "core": core,
             }
         ),
         flush=True,

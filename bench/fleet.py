@@ -34,7 +34,7 @@ DOMAIN = "example.org"
 def run() -> Iterator[Result]:
     """Measure a fleet at rest, then while every service's certificate is replaced."""
     _allow_files(AGENTS * 2 + 512)
-    with Server(core=0) as server:
+    with Server() as server:
         token = server.token(
             name="fleet", agent=True, allow=[f"spiffe://{DOMAIN}/agent/*", f"spiffe://{DOMAIN}/fleet/*"], profiles=["agent", "workload"],
             uses=0, expires="1h",
@@ -43,13 +43,14 @@ def run() -> Iterator[Result]:
         plan |= {"start": START, "short_ttl": SHORT_TTL, "short_every": SHORT_EVERY}
         with simulated(plan, max(1, (os.cpu_count() or 2) - 1)) as simulation:
             wait_for(simulation, "steady")
-            cpu, began = server.cpu_seconds(), time.time()
+            cpu, began, starved = server.cpu_seconds(), time.time(), server.starved_seconds()
             time.sleep(POLL)
             at_rest = (server.cpu_seconds() - cpu) / (time.time() - began)
             rotation, told = rotate(server.url, server.ca_file, server.admin_token, f"spiffe://{DOMAIN}/fleet/**", WITHIN)
             cpu = server.cpu_seconds()
             time.sleep(WITHIN + AFTER)
             in_rotation = (server.cpu_seconds() - cpu) / (WITHIN + AFTER)
+            starved = (server.starved_seconds() - starved) / (time.time() - began)
             progress, asked = show(server.url, server.ca_file, server.admin_token, rotation)
             memory, looks = server.memory_mib(), look(server.url, server.ca_file, server.admin_token)
             seen = finish(simulation)
@@ -58,11 +59,14 @@ def run() -> Iterator[Result]:
     yield Result("fleet.rotation.show_ms", asked * 1000, "ms", note="one look at its progress")
     for name, (seconds, size) in looks.items():
         yield Result(f"fleet.{name}_ms", seconds * 1000, "ms", note=f"{size / 1024:,.0f} KiB, while the fleet goes on")
+    yield Result(
+        "fleet.server.starved", starved, "", 1, note="part of the time in which the server could have run, and the machine was busy"
+    )
     yield Result("fleet.server_mib", memory, "MiB", note=f"resident, with {seen['started']:,} connections kept")
 
 
 def _results(seen: Mapping[str, Any], progress: Mapping[str, Any], began: float, at_rest: float, in_rotation: float) -> Iterator[Result]:
-    late = max((seconds for second, seconds in seen["late"].items() if float(second) > began), default=0.0)
+    late, waited = (max((most for second, most in seen[what].items() if float(second) > began), default=0.0) for what in ("late", "waits"))
     note = f"{seen['started']:,} agents, {seen['renewed']:,} renewals, {seen['failed']} failed {seen['first_failure']}".rstrip()
     yield Result("fleet.missed_renewals", seen["missed"] + seen["failed"], "", 1, budget=0.0, note=note)
     left = progress["total"] - progress["replaced"] - progress["gone"]
@@ -76,7 +80,8 @@ def _results(seen: Mapping[str, Any], progress: Mapping[str, Any], began: float,
     yield Result("fleet.rest.core", at_rest, "", 1, budget=1.0, note=f"part of a core, {PACE:g} times as fast as in life")
     yield Result("fleet.rotation.core", in_rotation, "", 1, budget=1.0, note="the same while the fleet is rotated")
     yield Result("fleet.generator.core", seen["core"], "", 1, note="the simulation's own part of a core")
-    yield Result("fleet.generator.late_ms", late * 1000, "ms", note="by which agents began late, at most: the machine, not the server")
+    yield Result("fleet.generator.late_ms", late * 1000, "ms", note="by which agents woke late, at most: the machine, not the server")
+    yield Result("fleet.answer.longest_ms", waited * 1000, "ms", note="any answer, with the handshake of a renewal")
 
 
 def plan_for(host: str, port: int, ca_file: str, token: str, agents: int, poll: float, ttl: str, seconds: float) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _joined(name: str, one: Any, other: Any) -> Any:
     if not isinstance(one, dict):
         return one + other if not isinstance(one, str) else one or other
     both = {key: (one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
-    return {key: max(pair) if name == "late" else sum(pair) for key, pair in both.items()}
+    return {key: max(pair) if name in ("late", "waits") else sum(pair) for key, pair in both.items()}
 
 
 def rotate(url: str, ca_file: str, token: str, what: str, within: float) -> tuple[str, float]:

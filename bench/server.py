@@ -61,6 +61,10 @@ class Server:
         """User and system time so far, of the process and its workers."""
         return sum(_cpu(pid) for pid in [self.process.pid, *_children(self.process.pid)])
 
+    def starved_seconds(self) -> float:
+        """How long the event loop's thread could have run so far, and the machine ran something else."""
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+
     def memory_mib(self) -> float:
         """Resident memory now, of the process and its workers."""
         pids = [self.process.pid, *_children(self.process.pid)]

@@ -27,7 +27,7 @@ from support import contents, tls_child
 from support.errors import refused
 from support.fake_server import DOMAIN, FakeAuthority, pem
 from support.programs import free_port
-from support.traffic import Traffic
+from support.traffic import Echo
 from support.waiting import eventually
 
 WEB = f"spiffe://{DOMAIN}/prod/web"
@@ -84,14 +84,14 @@ def test_signalled_six_times_under_traffic_without_a_loss(tmp_path: Path) -> Non
     one, delivered = serving(tmp_path, port, on_change="HUP"), [content() for _ in range(7)]
     name = run(one, delivered[0])
     first = pid(one)
-    with Traffic(port, pem(AUTHORITY.root)) as traffic:
+    with Echo(port, pem(AUTHORITY.root)) as traffic:
         for what in delivered[1:]:
             name = run(one, what, name)
-            at_least = traffic.done + 20
-            eventually(lambda what=what, at_least=at_least: what.sha256 in traffic.seen and traffic.done >= at_least)
-    assert traffic.lost == []
-    assert traffic.done > 120
-    assert [sha for sha in traffic.seen if sha != delivered[0].sha256] == [what.sha256 for what in delivered[1:]]
+            at_least = traffic.requests + 20
+            eventually(lambda what=what, at_least=at_least: what.sha256 in traffic.served and traffic.requests >= at_least)
+    assert traffic.failures == []
+    assert traffic.requests > 120
+    assert [sha for sha in traffic.served if sha != delivered[0].sha256] == [what.sha256 for what in delivered[1:]]
     assert pid(one) == first, "it was told, and not restarted"
 
 
@@ -168,9 +168,9 @@ def test_one_that_keeps_serving_the_old_certificate_is_rolled_back(tmp_path: Pat
     with refused(Kind.DELIVERY_FAILED, "serves the certificate", "the previous certificate is back"):
         run(one, content(), name)
     assert (tmp_path / "app" / "current").readlink() == Path("generations", name)
-    with Traffic(port, pem(AUTHORITY.root)) as traffic:
-        eventually(lambda: traffic.seen)
-    assert traffic.seen == [old.sha256]
+    with Echo(port, pem(AUTHORITY.root)) as traffic:
+        eventually(lambda: traffic.served)
+    assert traffic.served == [old.sha256]
 
 
 def test_one_that_dies_of_the_signal_runs_on_the_old_certificate_again(tmp_path: Path) -> None:

@@ -254,6 +254,12 @@ def test_a_password_is_not_taken_from_where_the_service_points(theirs: Path, sec
         with pytest.raises(OSError):
             place.password()
         (place.directory / "password").unlink()
+    place.directory.rmdir()
+    link_to(place.directory, secret.parent)
+    before = modes(secret.parent)
+    with pytest.raises(OSError, match="is not followed"):
+        place.password()  # nor is one made there
+    assert modes(secret.parent) == before
 
 
 def test_a_lease_changes_no_file_that_the_service_points_at(theirs: Path, secret: Path) -> None:

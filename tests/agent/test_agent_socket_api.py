@@ -409,10 +409,10 @@ def test_tokens_are_validated_against_the_bundles_that_the_caller_has(tmp_path: 
         assert answer.claims["n"]["deep"][2] is True
         assert validate(partner.token({"sub": "spiffe://partner.example/x", "aud": "me", "exp": ends})).spiffe_id.endswith("/x")
         for token, word in (
-            (foreign.token({"sub": "spiffe://foreign.example/x", "aud": "me", "exp": ends}), "no bundle"),
-            (partner.token({"sub": WEB, "aud": "me", "exp": ends}), "does not have the key"),
+            (foreign.token({"sub": "spiffe://foreign.example/x", "aud": "me", "exp": ends}), "no key of foreign.example"),
+            (partner.token({"sub": WEB, "aud": "me", "exp": ends}), "no key of example.org"),
             (own.token({"sub": WEB, "aud": "you", "exp": ends}), "audience"),
-            (own.token({"sub": WEB, "aud": "me", "exp": ends - 1000}), "ended"),
+            (own.token({"sub": WEB, "aud": "me", "exp": ends - 1000}), "expired"),
             ("x.y.z", "compact"),
             ("", "compact"),
         ):
@@ -582,6 +582,7 @@ def test_keys_of_what_the_policy_took_away_leave_the_disk(tmp_path: Path) -> Non
     web, db = workload("web", WEB, UID), workload("db", f"spiffe://{DOMAIN}/prod/db", UID)
     with socket_of(tmp_path, web, db) as world:
         first(world, "FetchX509SVID")
+        world.policy(web, db)
         homes = {one.name: tmp_path / "state" / f"socket-{one.name}" / slug(one.identity) for one in (web, db)}
         left = tmp_path / "state" / "socket-gone" / "a-left-over"
         for home in (*homes.values(), left):

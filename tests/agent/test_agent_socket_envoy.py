@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.envoy import Envoy
-from support.programs import Caller
+from support.traffic import Caller
 from support.waiting import eventually
 from support.workload import DOMAIN, WEB, Mint, World, socket_of, workload
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import random
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -165,45 +163,3 @@ class Nginx:
                 return hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
         except OSError:
             return ""
-
-
-class Caller:
-    """Makes one request after the other in a thread, each on a connection of its own, and keeps count."""
-
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self.requests = 0
-        self.failures: list[str] = []
-        self.served: list[str] = []
-        """Fingerprints of the certificates that it met, in the order in which it met them."""
-        self._port, self._context = port, context
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Caller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.01):
-            self.requests += 1
-            try:
-                self._request()
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
-
-    def _request(self) -> None:
-        connection = http.client.HTTPSConnection("localhost", self._port, timeout=20, context=self._context)
-        try:
-            connection.request("GET", "/")
-            served = hashlib.sha256(connection.sock.getpeercert(binary_form=True)).hexdigest()
-            answer = connection.getresponse()
-            if (answer.status, answer.read()) != (200, b"SUCCESS\n"):
-                self.failures.append(f"status {answer.status}")
-        finally:
-            connection.close()
-        if served not in self.served:
-            self.served.append(served)

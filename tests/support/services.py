@@ -15,8 +15,6 @@ import shutil
 import ssl
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from support.needs import needs, postgresql_bin
 from support.postgres import run_directory
 from support.programs import free_port, program
 from support.servers import environment
+from support.traffic import Busy
 from support.waiting import eventually
 
 USER = "app.example.org"
@@ -446,27 +445,13 @@ def _bare() -> dict[str, str]:
     return kept | {"LC_ALL": "C.UTF-8"}
 
 
-class Traffic:
-    """Visits a service all the time in a thread, each time on a connection of its own, and keeps count."""
+class Traffic(Busy):
+    """Visits a service, each time on a connection of its own."""
 
     def __init__(self, service: Service, visitor: Visitor) -> None:
-        self.requests, self.failures = 0, []  # type: int, list[str]
+        super().__init__()
         self._service, self._visitor = service, visitor
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Traffic:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.01):
-            self.requests += 1
-            try:
-                self._service.request(self._visitor)
-            except Exception as error:
-                self.failures.append(f"{time.time():.3f} {type(error).__name__}: {error}")
+    def once(self) -> None:
+        """Visit it."""
+        self._service.request(self._visitor)

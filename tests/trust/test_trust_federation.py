@@ -19,7 +19,7 @@ from handclasp.authority.jwtkeys import JwtKeys
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import parse_entry
 from handclasp.pki import chains
-from handclasp.pki.bundles import MAX_BUNDLE, SpiffeBundle, jwk_of, spiffe_bundle
+from handclasp.pki.bundles import MAX_BUNDLE, SpiffeBundle, jwk_of, parse_spiffe_bundle, spiffe_bundle
 from handclasp.trust.bundles import Bundles
 from handclasp.trust.federation import SHORTEST, Endpoint, Federation, Peer, newer
 from support.authorities import key_of, make_authority
@@ -294,3 +294,31 @@ def test_other_keys_never_come_with_a_lower_number(
     known, found = SpiffeBundle(tuple(before), sequence=old), SpiffeBundle(tuple(after), sequence=new)
     goes_back = old is not None and new is not None and new < old
     assert (newer(known, found) is not None) == (goes_back and before != after)
+
+
+def test_what_everybody_may_ask_for_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher can make a bundle that takes long to read, and anybody can ask for its anchors as often as he likes."""
+    reads = 0
+
+    def counted(data: bytes, trust_domain: str) -> SpiffeBundle:
+        nonlocal reads
+        reads += 1
+        return parse_spiffe_bundle(data, trust_domain)
+
+    monkeypatch.setattr("handclasp.trust.bundles.parse_spiffe_bundle", counted)
+
+    async def work(world: World) -> None:
+        await world.add()
+        world.answer = bundle(ROOT, sequence=1)
+        await world.federation.poll()
+        for _ in range(20):
+            assert chains.split_pem(await world.bundles.pem(TD)) == [ROOT]
+        assert reads == 1
+        world.answer = bundle(OTHER, sequence=2)
+        await world.federation.refresh(TD)
+        assert chains.split_pem(await world.bundles.pem(TD)) == [OTHER], "and never what was there before"
+        await world.federation.remove(TD, by=BY)
+        with refused(Kind.NOT_FOUND):
+            await world.bundles.pem(TD)
+
+    run(tmp_path, work)

@@ -16,8 +16,9 @@ import pytest
 
 from support.live import DOMAIN, Live
 from support.needs import needs
-from support.programs import Caller, Nginx, Shell, free_port, handclasp, program
+from support.programs import Nginx, Shell, free_port, handclasp, program
 from support.servers import Server
+from support.traffic import Caller
 from support.waiting import eventually
 
 WEB, CALLER, AGENT = f"spiffe://{DOMAIN}/prod/web", f"spiffe://{DOMAIN}/prod/caller", f"spiffe://{DOMAIN}/agent/web1"

@@ -11,7 +11,7 @@ from support import tls_child
 from support.live import DOMAIN
 from support.programs import Shell, free_port, handclasp, program
 from support.servers import Server
-from support.traffic import Traffic
+from support.traffic import Echo
 from support.waiting import eventually
 
 APP, TTL = f"spiffe://{DOMAIN}/prod/app", "10s"
@@ -53,11 +53,11 @@ def test_a_signalled_child_loses_nothing_and_a_restarted_one_has_the_same_certif
         with program(handclasp("agent", "run", "-c", config), tmp_path / "agent.log") as agent:
             eventually(lambda: told()["state"] == "ok" and [one["state"] for one in told()["targets"]] == ["ok", "ok"])
             trust = Path(server.ca).read_text()
-            with Traffic(signalled, trust) as traffic, Traffic(restarted, trust) as other:
-                eventually(lambda: len(traffic.seen) > 5 or traffic.lost, 120, "five rotations")
-                eventually(lambda: len(set(other.seen) & set(traffic.seen)) > 4, what="the other one has them too")
-            assert traffic.lost == []
-            assert traffic.done > 100
+            with Echo(signalled, trust) as traffic, Echo(restarted, trust) as other:
+                eventually(lambda: len(traffic.served) > 5 or traffic.failures, 120, "five rotations")
+                eventually(lambda: len(set(other.served) & set(traffic.served)) > 4, what="the other one has them too")
+            assert traffic.failures == []
+            assert traffic.requests > 100
             agent.terminate()
             assert agent.wait(30) == 0
         assert "serving" in (tmp_path / "agent.log").read_text()

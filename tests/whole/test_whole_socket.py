@@ -21,8 +21,9 @@ from spiffe import WorkloadApiClient, X509Source
 
 from support.envoy import Envoy
 from support.live import DOMAIN, Live
-from support.programs import Caller, Shell, free_port, handclasp, program
+from support.programs import Shell, free_port, handclasp, program
 from support.servers import Server
+from support.traffic import Caller
 from support.waiting import eventually
 
 WEB = f"spiffe://{DOMAIN}/prod/web"

@@ -281,8 +281,8 @@ def _for_evidence(principal: EvidencePrincipal, plan: Planned, circumstances: Ci
 def _for_server(principal: ServerPrincipal, plan: Planned, circumstances: Circumstances) -> Allowed | Refused:
     """The server's own certificate, for names of its settings and nothing else.
 
-    With its SPIFFE ID it is from the profile ``workload``, because an X.509-SVID is for servers and clients (X509-SVID 4.4); without one from
-    the profile ``server``.
+    With its SPIFFE ID it is from the profile ``workload``, because an X.509-SVID is for servers and clients (X509-SVID 4.4); without one
+    from the profile ``server``.
     """
     names = plan.names
     expected = ("server", None) if names.spiffe is None else ("workload", server_identity(principal.trust_domain))

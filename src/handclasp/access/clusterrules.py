@@ -29,7 +29,7 @@ from typing import Any
 
 from handclasp.access.grants import KubernetesRule
 from handclasp.access.patterns import ClaimPattern
-from handclasp.access.yamlshape import Part
+from handclasp.access.yamlshape import Part, each_once
 from handclasp.pki import chains
 from handclasp.pki.names import check_trust_domain
 
@@ -83,11 +83,8 @@ def parse_clusters(top: Part) -> tuple[Cluster, ...]:
     parts = top.parts("clusters")
     clusters = [_cluster(part) for part in parts]
     seen: dict[object, str] = {}
-    names: set[str] = set()
+    each_once(parts, "name")
     for part, cluster in zip(parts, clusters, strict=True):
-        if cluster.name in names:
-            part.problem("name", f"name {cluster.name!r} is given twice")
-        names.add(cluster.name)
         keys = (cluster.issuer, cluster.jwks, cluster.jwks_url, None if cluster.jwks or cluster.jwks_url else _url_of(cluster.review))
         if keys in seen:
             part.problem("issuer", f"issuer and keys are those of {seen[keys]!r}: a token of the one would be one of the other")

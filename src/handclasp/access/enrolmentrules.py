@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from handclasp.access.enrolment import METHODS, PLACEHOLDER, AwsTakes, EnrolmentRule, KubernetesTakes, OidcTakes, Takes, X509Takes
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, Networks
 from handclasp.access.workloads import labels_of
-from handclasp.access.yamlshape import Part
+from handclasp.access.yamlshape import Part, each_once
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import chains, keys, names
 
@@ -48,13 +48,7 @@ def read_enrolment(top: Part, issuers: Mapping[str, str], clusters: frozenset[st
     if len(parts) > MAX_RULES:
         top.problem("enrolment", f"at most {MAX_RULES} rules")
     found = [rule for part in parts[:MAX_RULES] if (rule := _rule(part, issuers, clusters)) is not None]
-    seen: set[str] = set()
-    for part in parts:
-        name = part.value.get("name")
-        if isinstance(name, str) and name in seen:
-            part.problem("name", f"name {name!r} is given twice")
-        elif isinstance(name, str):
-            seen.add(name)
+    each_once(parts, "name")
     return tuple(found)
 
 

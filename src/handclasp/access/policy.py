@@ -46,7 +46,7 @@ from handclasp.access.enrolmentrules import read_enrolment
 from handclasp.access.grants import GRANT_ACTIONS, AgentRule, CertificateRule, Grant, KubernetesRule, OidcRule, PrincipalRule, TokenRule
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
 from handclasp.access.workloads import Workload, read_workloads
-from handclasp.access.yamlshape import Part, document_of
+from handclasp.access.yamlshape import Part, document_of, each_once
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import Names
@@ -134,15 +134,15 @@ def parse_policy(text: str, source: str = "policy.yaml") -> Policy:
     if top.value.get("version") != 1:
         top.problem("version", "the version must be 1")
     issuers = [_oidc_issuer(part) for part in top.parts("oidc")]
-    _unique(top.parts("oidc", quiet=True), "name")
-    _unique(top.parts("oidc", quiet=True), "issuer")
+    each_once(top.parts("oidc", quiet=True), "name")
+    each_once(top.parts("oidc", quiet=True), "issuer")
     by_name = {issuer.name: issuer for issuer in issuers}
     clusters = parse_clusters(top)
     known = frozenset(cluster.name for cluster in clusters)
     grants = [_grant(part, by_name, known) for part in top.parts("grants")]
-    _unique(top.parts("grants", quiet=True), "name")
+    each_once(top.parts("grants", quiet=True), "name")
     deny = [_deny(part) for part in top.parts("deny")]
-    _unique(top.parts("deny", quiet=True), "name")
+    each_once(top.parts("deny", quiet=True), "name")
     enrolment = read_enrolment(top, {issuer.name: issuer.issuer for issuer in issuers}, known)
     workloads = read_workloads(top)
     top.problems.raise_if_any()
@@ -158,16 +158,6 @@ _PRINCIPALS: Mapping[str, tuple[str, ...]] = {
     "token": (),
 }
 """Every kind of principal in a grant, and what stands beside it."""
-
-
-def _unique(parts: Iterable[Part], key: str) -> None:
-    seen: set[str] = set()
-    for part in parts:
-        value = part.value.get(key)
-        if isinstance(value, str) and value in seen:
-            part.problem(key, f"{key} {value!r} is given twice")
-        elif isinstance(value, str):
-            seen.add(value)
 
 
 def _oidc_issuer(part: Part) -> OidcIssuer:

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 
 from handclasp.access.grants import AgentRule, Grant, in_agent_space
 from handclasp.access.patterns import DnsPatterns, IdentityPatterns
-from handclasp.access.yamlshape import Part
+from handclasp.access.yamlshape import Part, each_once
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import check_trust_domain
@@ -217,13 +217,7 @@ def read_workloads(top: Part) -> tuple[Workload, ...]:
     if len(parts) > MAX_WORKLOADS:
         top.problem("workloads", f"at most {MAX_WORKLOADS} workloads")
     found = [workload for part in parts[:MAX_WORKLOADS] if (workload := _workload(part)) is not None]
-    seen: set[str] = set()
-    for part in parts:
-        name = part.value.get("name")
-        if isinstance(name, str) and name in seen:
-            part.problem("name", f"name {name!r} is given twice")
-        elif isinstance(name, str):
-            seen.add(name)
+    each_once(parts, "name")
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from handclasp.clock import parse_duration
@@ -121,3 +121,14 @@ def document_of(text: str, source: str, kind: Kind) -> Part:
     """Return the whole document as a part. Raises ``kind`` for what is not YAML with a mapping at the top."""
     document = read_yaml(text, source, kind)
     return Part(document, Problems(source, kind), (), document.value)
+
+
+def each_once(parts: Iterable[Part], key: str) -> None:
+    """Note every part whose text at ``key`` another one before it has."""
+    seen: set[str] = set()
+    for part in parts:
+        value = part.value.get(key)
+        if isinstance(value, str) and value in seen:
+            part.problem(key, f"{key} {value!r} is given twice")
+        elif isinstance(value, str):
+            seen.add(value)

@@ -98,4 +98,5 @@ def _uid_of(pid: int) -> int:
 
 
 def _unsignalled(pid: int, why: object) -> HandclaspError:
-    return HandclaspError(Kind.DELIVERY_FAILED, f"reload: process {pid} cannot be signalled: {why}")
+    words = why.strerror or why if isinstance(why, OSError) else why
+    return HandclaspError(Kind.DELIVERY_FAILED, f"reload: process {pid} cannot be signalled: {words}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from handclasp.agent.anchors import Anchors
 from handclasp.agent.config import Config, Managed, load_config
@@ -24,6 +21,7 @@ from handclasp.agent.leases import Leases
 from handclasp.agent.memory import be_frugal
 from handclasp.agent.parts import Part, start_parts, state_seal
 from handclasp.agent.roster import Entry, Roster
+from handclasp.agent.signals import on_signals
 from handclasp.agent.state import StateDirectory
 from handclasp.agent.workers import Workers
 from handclasp.client.api import ApiClient
@@ -51,7 +49,7 @@ def run(config_path: str | os.PathLike[str], state_dir: str | os.PathLike[str] |
     state.agent()
     state.prepare()
     stop, again = threading.Event(), threading.Event()
-    with state.lease(), _signals(stop, again):
+    with state.lease(), on_signals(stop.set, again.set):
         agent = Agent(config, state, stop=stop, again=again)
         while True:
             agent.run()
@@ -73,28 +71,6 @@ def _again(path: str | os.PathLike[str], agent: Agent) -> Agent:
     except HandclaspError as error:
         _log.error("the configuration is not taken: %s", error.detail)
         return agent.anew(agent.config)
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event, again: threading.Event) -> Iterator[None]:
-    """Let signals set events while the body runs; in a thread, where Python has no signals, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        again.set()
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    old = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGINT)}
-    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class Agent:

@@ -226,5 +226,5 @@ def _todo(one: IdentityStatus, view: View, now: int) -> list[str]:
 
 def _failed(target: TargetStatus) -> str:
     """A delivery that fails: what is in use meanwhile, and why."""
-    now = "the previous certificate is still in use" if target.last_success else "no certificate has been taken there yet"
+    now = "the previous certificate is in place" if target.last_success else "no certificate has been taken there yet"
     return f"{target.name}: {now}, and it is tried again by itself; see to the service: {target.last_failure}"

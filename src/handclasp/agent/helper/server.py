@@ -9,14 +9,12 @@ import os
 import pwd
 import secrets
 import select
-import signal
 import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from handclasp.agent.config import Config, Target, load_config
 from handclasp.agent.config.helper import SOCKET, HelperSettings
@@ -24,6 +22,7 @@ from handclasp.agent.content import Content
 from handclasp.agent.deliver import Delivery
 from handclasp.agent.helper.messages import MAX_QUESTION, Answer, Question, read_question, receive, send
 from handclasp.agent.helper.trust import require_roots
+from handclasp.agent.signals import on_signals
 from handclasp.errors import HandclaspError, Kind
 
 _log = logging.getLogger("handclasp.agent.helper")
@@ -51,7 +50,7 @@ def run_helper(config_path: str | os.PathLike[str]) -> None:
     configuration that cannot be used or that others than root can change, ``conflict`` when another helper listens.
     """
     helper = Helper(config_path)
-    with _listener(helper.settings, helper.uid) as listener, _signals(helper):
+    with _listener(helper.settings, helper.uid) as listener, on_signals(helper.stop, helper.read_again):
         helper.serve(listener)
 
 
@@ -271,25 +270,3 @@ def _bind(listener: socket.socket, path: Path, uid: int) -> None:
     os.chown(draft, uid, -1)
     listener.listen(64)
     draft.rename(path)
-
-
-@contextlib.contextmanager
-def _signals(helper: Helper) -> Iterator[None]:
-    """Let signals stop it or have it read again; in a thread, where Python has no signals, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        helper.stop()
-
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        helper.read_again()
-
-    old = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGINT)}
-    old[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
     server      listens, knows each peer, bounds what a peer can use        workload   the Workload API's calls
     proc        a process, held so that its id cannot be reused             sds        Envoy's secret discovery
-    attest/     what can be said of a process: one small file per attestor  jwt        JWT-SVIDs: cached, and checked
+    attest/     what can be said of a process: one small file per attestor  tokens     JWT-SVIDs, cached
     match       pure: which workloads a process is, and why not             entitled   the policy's workloads, kept on disk
     issued      the certificates of workloads, kept in the agent's roster   messages   PEM to the bytes of the protocols
 

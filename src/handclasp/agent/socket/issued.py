@@ -171,6 +171,7 @@ class Issued:
         if self._state is None:
             return
         kept = {(held.managed.slot, slug(held.managed.name)) for held in self._held.values()}
+        slots = {slot for slot, _ in kept}
         for slot in self._state.glob(f"{SLOT}-*"):
             try:
                 left = [home for home in slot.iterdir() if (slot.name, home.name) not in kept]
@@ -180,7 +181,7 @@ class Issued:
                     for home in left:
                         rmtree(home)
                         _log.info("the key in %s is removed", home)
-                if not any(slot.iterdir()):
+                if slot.name not in slots:
                     slot.rmdir()
             except OSError as error:
                 _log.warning("%s cannot be removed: %s", slot, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from typing import Any
@@ -67,11 +66,3 @@ def _blocks(pattern: re.Pattern[bytes], pem: bytes) -> list[bytes]:
         return [binascii.a2b_base64(match) for match in pattern.findall(pem)]
     except (binascii.Error, ValueError) as error:
         raise HandclaspError(Kind.BAD_CERTIFICATE, "what should be PEM is not") from error
-
-
-def unpadded(text: str) -> bytes:
-    """Decode base64url without padding (RFC 7515 section 2). Raises ``ValueError``, also for any other way to write the same bytes."""
-    data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    if base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") != text:
-        raise ValueError("not the canonical form")
-    return data

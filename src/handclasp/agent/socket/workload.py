@@ -6,6 +6,7 @@ looked at again. WIT-SVIDs are not offered.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -137,22 +138,27 @@ class WorkloadApi:
 
     async def validate_jwt_svid(self, stream: Stream[pb.ValidateJWTSVIDRequest, pb.ValidateJWTSVIDResponse]) -> None:
         """Check a JWT-SVID for a caller that cannot."""
-        from handclasp.agent.socket.jwt import verify_jwt_svid  # the algorithms take memory, and few callers need them
+        from handclasp.pki.bundles import parse_spiffe_bundle  # they take memory, and few callers need them
+        from handclasp.pki.jwt_svid import verify_jwt_svid
 
         request = await one_message(stream)
         caller = await self._core.caller(self._peer)
-        known = {*caller.trust_domains, *caller.federated}
-
-        def keys(trust_domain: str) -> list[dict[str, Any]] | None:
-            return messages.jwt_keys(self._core.trust.jwks(trust_domain)) if trust_domain in known else None
-
-        checked = verify_jwt_svid(request.svid, request.audience, keys, self._core.clock())
+        if not request.audience:
+            raise HandclaspError(Kind.BAD_REQUEST, "an audience is needed")
+        keys = {}
+        for trust_domain in (*caller.trust_domains, *caller.federated):
+            with contextlib.suppress(HandclaspError):  # one that cannot be read vouches for nothing
+                keys[trust_domain] = parse_spiffe_bundle(messages.jwks(self._core.trust.jwks(trust_domain)), trust_domain).jwt_keys
+        try:
+            checked = verify_jwt_svid(request.svid, [request.audience], keys, self._core.clock())
+        except HandclaspError as error:
+            raise HandclaspError(Kind.NOT_AUTHENTICATED, error.detail) from error
         claims = Struct()
         try:
-            claims.update(checked.claims)
+            claims.update(checked)
         except (ValueError, TypeError, RecursionError) as error:
             raise HandclaspError(Kind.BAD_REQUEST, "the token has claims that cannot be given") from error
-        await send(stream, pb.ValidateJWTSVIDResponse(spiffe_id=checked.identity, claims=claims))
+        await send(stream, pb.ValidateJWTSVIDResponse(spiffe_id=str(checked["sub"]), claims=claims))
 
     # --- streams ----------------------------------------------------------------------------------------------------------------------
 

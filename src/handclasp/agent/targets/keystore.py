@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from handclasp.agent import reach
 from handclasp.agent.content import Content, join_pem
-from handclasp.agent.generations import File, sync_directory
+from handclasp.agent.generations import File
 from handclasp.agent.targets.files import Generated, digest_of, root_above
 from handclasp.clock import system_clock
 from handclasp.errors import HandclaspError, Kind
@@ -90,20 +91,24 @@ class Keystore(Generated):
     def _make_password(self, path: Path) -> str:
         password = secrets.token_hex(16)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}-*"):  # by an interruption
-            left.unlink(missing_ok=True)
-        draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(password)  # no end of line: some read the whole of it
-                file.flush()
-                os.fchown(descriptor, self.owner, self.group)
-                os.fchmod(descriptor, self.mode)
-                os.fsync(descriptor)
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
+        with reach.directory(path.parent) as place:
+            home, start = place.descriptor, f".{path.name}-"
+            for left in os.listdir(home):  # noqa: PTH208  (a descriptor)
+                if left.startswith(start):  # by an interruption
+                    os.unlink(left, dir_fd=home)
+            draft = start + secrets.token_hex(8)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=home)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(password)  # no end of line: some read the whole of it
+                    file.flush()
+                    os.fchown(descriptor, self.owner, self.group)
+                    os.fchmod(descriptor, self.mode)
+                    os.fsync(descriptor)
+                os.rename(draft, path.name, src_dir_fd=home, dst_dir_fd=home)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(draft, dir_fd=home)
+                raise
+            os.fsync(home)
         return password
