@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,16 +72,18 @@ def test_what_nobody_changes_is_not_delivered_again(tmp_path: Path) -> None:
 PARTNER = "partner.example"
 
 
-def anchors_of(server: FakeServer, root: Path) -> Anchors:
+@contextmanager
+def anchors_of(server: FakeServer, root: Path) -> Iterator[Anchors]:
     prepare(server, root)
     state = StateDirectory(root / "state")
-    return Anchors(state, ApiClient(server.url, ca=server.root_fingerprint, credential=state.own, attempts=1))
+    with ApiClient(server.url, ca=server.root_fingerprint, credential=state.own, attempts=1) as client:
+        yield Anchors(state, client)
 
 
 @pytest.mark.parametrize("emptied", [True, False])
 def test_a_partner_that_is_none_any_more_is_trusted_no_longer(tmp_path: Path, emptied: bool) -> None:
-    with FakeServer() as server:
-        anchors, heard = anchors_of(server, tmp_path), list[str]()
+    heard: list[str] = []
+    with FakeServer() as server, anchors_of(server, tmp_path) as anchors:
         server.partners = {f"{PARTNER}.pem": server.bundle, PARTNER: '{"keys": []}'}
         anchors.watch(PARTNER, heard.append)
         assert anchors.refresh(PARTNER, crl=False, foreign=True)
@@ -102,8 +105,7 @@ def anchors_again(server: FakeServer, root: Path) -> Anchors:
 
 
 def test_our_own_anchors_are_never_taken_away(tmp_path: Path) -> None:
-    with FakeServer() as server:
-        anchors = anchors_of(server, tmp_path)
+    with FakeServer() as server, anchors_of(server, tmp_path) as anchors:
         held = anchors.bundle(DOMAIN)
         assert held
         server.partners = {f"{DOMAIN}.pem": " "}

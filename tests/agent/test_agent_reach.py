@@ -116,6 +116,24 @@ def test_a_way_leads_where_the_kernel_says(tmp_path_factory: pytest.TempPathFact
         assert found.hands == frozenset()
 
 
+def test_a_way_needs_no_more_rights_than_a_path(tmp_path: Path, theirs: Path) -> None:
+    for part in (tmp_path, *tmp_path.parents):
+        if "pytest" in str(part):
+            part.chmod(0o711)
+    (theirs / "x").write_bytes(b"1")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            with reach.directory(theirs) as found:
+                os._exit(0 if reach.read(theirs / "x") == b"1" and found.hands == frozenset() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_no_descriptor_is_left(tmp_path: Path, theirs: Path, secret: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in (secret, tmp_path / "gone" / "x", link_to(theirs / "x", secret)):

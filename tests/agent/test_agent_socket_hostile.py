@@ -23,7 +23,7 @@ from grpclib.exceptions import GRPCError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handclasp.agent.socket.limits import BURST, CONNECTIONS, STREAMS, Limits
+from handclasp.agent.socket.limits import BURST, CONNECTIONS, STREAMS, Limits, Turns
 from handclasp.agent.socket.listen import Listener
 from handclasp.agent.socket.proc import Process
 from handclasp.client.workload import fetch_x509
@@ -413,3 +413,31 @@ os.execv("/bin/cat", ["cat"])
         assert received.count(b"prod/web") <= 2  # in the field and in the certificate, of the one message
         child.kill()
         child.communicate()
+
+
+def test_one_users_processes_do_not_take_every_turn() -> None:
+    """Executables that are long to hash, shown on as many connections as he may have."""
+
+    async def work() -> None:
+        turns, at_work, done = Turns(3), 0, asyncio.Event()
+
+        async def slow() -> None:
+            nonlocal at_work
+            async with turns.of(1000):
+                at_work += 1
+                await done.wait()
+
+        tasks = [asyncio.create_task(slow()) for _ in range(50)]
+        await asyncio.sleep(0)
+        for _ in range(5):
+            async with turns.of(33):  # at once
+                assert at_work == 3
+        for task in tasks[10:]:
+            task.cancel()
+        done.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert at_work == 10
+        assert turns._slots == {}
+        assert not turns._waiting
+
+    asyncio.run(asyncio.wait_for(work(), 10))

@@ -108,11 +108,13 @@ class Generations:
 
     def recover(self) -> None:
         """Remove drafts that an interruption left behind."""
-        with suppress(FileNotFoundError):
-            with reach.directory(self.root) as root:
-                _sweep(root.descriptor, f".{LINK}-")
-            with self._open_home() as home:
+        with suppress(FileNotFoundError), reach.directory(self.root) as root:  # one walk: an agent does this for each identity at its start
+            _sweep(root.descriptor, f".{LINK}-")
+            home = _open_directory("generations", root.descriptor)
+            try:
                 _sweep(home, ".new-")
+            finally:
+                os.close(home)
 
     def remove(self, name: str) -> None:
         """Remove one generation, as far as that is possible."""

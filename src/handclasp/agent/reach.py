@@ -18,6 +18,7 @@ from pathlib import Path
 LARGEST = 64 * 1024 * 1024
 """Bytes of a file that are read at most; CRLs are what may be large."""
 _LINKS = 40  # as many as Linux follows (path_resolution(7))
+_WAY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW  # as a path does, it needs no more than to search a directory
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW  # a pipe must not keep us waiting for somebody to write
 
@@ -91,7 +92,7 @@ def read_entry(name: str, directory_descriptor: int, where: Path, most: int = LA
 def _walk(path: Path, *, last: int) -> Reached:
     way = Path(os.path.abspath(path))  # noqa: PTH100  (not resolved: that would follow links)
     left, ours, links = list(reversed(way.parts[1:])), {0, os.geteuid()}, 0
-    here, hands = os.open("/", _DIRECTORY), set[int]()
+    here, hands = os.open("/", _WAY if left else last), set[int]()
     try:
         while left:
             part = left.pop()
@@ -102,13 +103,13 @@ def _walk(path: Path, *, last: int) -> Reached:
                     raise OSError(errno.ELOOP, f"a link of uid {state.st_uid} is on the way, which is not followed", str(path))
                 target = Path(os.readlink(part, dir_fd=here))
                 if target.is_absolute():
-                    here = _instead(here, os.open("/", _DIRECTORY))
+                    here = _instead(here, os.open("/", _WAY))
                 left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
                 continue
             owner = os.fstat(here).st_uid
             if owner not in ours:
                 hands.add(owner)
-            here = _instead(here, os.open(part, _DIRECTORY if left else last, dir_fd=here))
+            here = _instead(here, os.open(part, _WAY if left else last, dir_fd=here))
         if last == _DIRECTORY and (owner := os.fstat(here).st_uid) not in ours:
             hands.add(owner)  # what will be looked for in it is his too
     except BaseException:

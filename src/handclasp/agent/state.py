@@ -197,7 +197,10 @@ class IdentityStore:
 
     def obtained(self) -> Obtained | None:
         """Return the facts of the certificate that counts, or None."""
-        return _decode(self.generations.read("", "facts.json"), Obtained)
+        try:
+            return _decode(self.file("facts.json"), Obtained)  # by path: nobody else can write to the state directory
+        except OSError:
+            return None
 
     def kept(self) -> Kept:
         """Return the whole generation that counts.

@@ -22,6 +22,7 @@ from handclasp.agent.socket.attest import Attested, Attestor, Memory, attest
 from handclasp.agent.socket.entitled import Entitlements
 from handclasp.agent.socket.host import Host
 from handclasp.agent.socket.issued import Issued
+from handclasp.agent.socket.limits import Turns
 from handclasp.agent.socket.match import Entitled, could_be, entitled, kinds_of
 from handclasp.agent.socket.proc import Process
 from handclasp.agent.socket.tokens import Tokens
@@ -82,6 +83,7 @@ class Core:
         self._host, self._attestors = host, attestors
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="socket")
+        self._turns = Turns(_WORKERS // 2)
         home = host.state.root / "socket"
         home.mkdir(mode=0o700, exist_ok=True)
         self.entitlements = Entitlements(home / "workloads.json", lambda tag: host.client.workloads(etag=tag))
@@ -106,7 +108,7 @@ class Core:
         workloads = await self._policy(deadline)
         wanted = kinds_of(workloads)
         while True:
-            async with peer.looked_at:
+            async with peer.looked_at, self._turns.of(peer.uid):
                 attested = await self.work(lambda: attest(process, self._attestors, wanted, peer.memory))
             found = entitled(workloads, attested.selectors)
             if found or not attested.pending or self._loop.time() >= deadline:

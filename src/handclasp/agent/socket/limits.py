@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 CONNECTIONS = 1000
 """All users together: each connection is a descriptor or three of the agent's."""
@@ -60,3 +62,26 @@ class Limits:
         counter[uid] -= 1
         if counter[uid] <= 0:
             del counter[uid]
+
+
+class Turns:
+    """How many processes of one user are looked at at once: each takes a worker thread for as long as the user's executable is large, or
+    the kubelet slow, and the others' must not wait behind all of them. For one event loop."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._waiting: Counter[int] = Counter()
+        self._slots: dict[int, asyncio.Semaphore] = {}
+
+    @asynccontextmanager
+    async def of(self, uid: int) -> AsyncIterator[None]:
+        """Wait for a turn of that user, and have it."""
+        slots = self._slots.setdefault(uid, asyncio.Semaphore(self._at_once))
+        self._waiting[uid] += 1
+        try:
+            async with slots:
+                yield
+        finally:
+            self._waiting[uid] -= 1
+            if not self._waiting[uid]:
+                del self._waiting[uid], self._slots[uid]
