@@ -126,6 +126,7 @@ class Fleet:
 
     plan: dict[str, Any]
     directory: Path
+    began: float = field(default_factory=time.time)
     stopped: bool = False
     requests: Counter[int] = field(default_factory=Counter)
     renewals: Counter[int] = field(default_factory=Counter)
@@ -224,7 +225,8 @@ class Agent:
                         errands[errand] = now + poll * random.uniform(0.75, 1.25)
                         await errand()
         except Exception as error:  # counted, and shown
-            self.fleet.failures.append(f"{type(error).__name__}: {error}"[:300])
+            after = time.time() - self.fleet.began
+            self.fleet.failures.append(f"{type(error).__name__} after {after:.0f} s: {error}"[:300])
         finally:
             self._hang_up()
 

@@ -22,7 +22,7 @@ PACE = float(os.environ.get("PACE", "5"))
 POLL = 60.0 / PACE
 WITHIN = 300.0 / PACE
 """Seconds of the rotation, one of five minutes: its first quarter is as long as any agent's poll interval."""
-START = AGENTS / 200
+START = AGENTS / 125
 """Seconds over which the agents start: each one is a handshake and a certificate."""
 TTL = f"{3600 / PACE:.0f}s"
 SHORT_TTL, SHORT_EVERY = f"{max(60.0, 300 / PACE):.0f}s", 10
@@ -59,9 +59,7 @@ def run() -> Iterator[Result]:
     yield Result("fleet.rotation.show_ms", asked * 1000, "ms", note="one look at its progress")
     for name, (seconds, size) in looks.items():
         yield Result(f"fleet.{name}_ms", seconds * 1000, "ms", note=f"{size / 1024:,.0f} KiB, while the fleet goes on")
-    yield Result(
-        "fleet.server.starved", starved, "", 1, note="part of the time in which the server could have run, and the machine was busy"
-    )
+    yield Result("fleet.server.starved", starved, "", 1, note="of the time it could have run, the machine was busy")
     yield Result("fleet.server_mib", memory, "MiB", note=f"resident, with {seen['started']:,} connections kept")
 
 
