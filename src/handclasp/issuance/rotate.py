@@ -42,7 +42,7 @@ declare("rotation.started", "rotation.chunk", "rotation.told")
 _log = logging.getLogger("handclasp.rotation")
 
 CHUNK = 250
-"""Certificates that one transaction tells: some milliseconds in which others wait (10 where there are 100,000)."""
+"""Certificates that one transaction tells: some milliseconds in which others wait (14 where there are 60,000)."""
 FEW = 500
 """Certificates that the request that starts a rotation tells itself, so that who asked sees at once who is meant."""
 COUNTED = 5_000
