@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -39,6 +40,7 @@ from handclasp.agent.helper.messages import (
 )
 from handclasp.agent.helper.server import Helper
 from handclasp.agent.helper.trust import require_roots
+from handclasp.agent.signals import on_signals
 from handclasp.agent.targets.base import Target
 from handclasp.client import TLSContext
 from handclasp.errors import HandclaspError, Kind
@@ -375,10 +377,35 @@ def test_systemd_passes_the_socket(home: Path) -> None:
         with subprocess.Popen(
             ["bash", "-c", shell, "x", *argv], env=environment(), pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL
         ) as process:
-            run(target(home), content())
-            process.terminate()
-            assert process.wait(30) == 0
+            try:
+                run(target(home), content())
+                process.terminate()
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
         assert (home / "run" / "socket").is_socket(), "it is systemd's, and stays"
+
+
+def test_a_signal_that_comes_at_any_moment_ends_a_wait() -> None:
+    """As when it comes just before the wait begins: here another thread gets it, which interrupts no wait of the main thread either."""
+    came: list[str] = []
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    release = threading.Event()
+    other = threading.Thread(target=release.wait)
+    other.start()
+    try:
+        with on_signals(lambda: came.append("stop"), lambda: came.append("again"), writing):
+            assert other.ident is not None
+            signal.pthread_kill(other.ident, signal.SIGHUP)
+            poll = select.poll()
+            poll.register(reading, select.POLLIN)
+            assert poll.poll(30_000), "the wait goes on"
+        assert came == ["again"]
+    finally:
+        release.set()
+        other.join()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_two_helpers_are_one_too_many(home: Path) -> None:

@@ -10,8 +10,12 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def on_signals(stop: Callable[[], None], again: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` and ``again`` on signals while the body runs; in a thread, where Python has no signals, do nothing."""
+def on_signals(stop: Callable[[], None], again: Callable[[], None], wake: int = -1) -> Iterator[None]:
+    """Call ``stop`` and ``again`` on signals while the body runs; in a thread, where Python has no signals, do nothing.
+
+    A byte is written to the descriptor ``wake`` (one that does not block) at each signal. A body that waits in ``poll`` without an end must
+    wait for that too: a signal that comes just before it begins to wait would else be seen only after the next one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,8 +28,10 @@ def on_signals(stop: Callable[[], None], again: Callable[[], None]) -> Iterator[
 
     old = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGINT)}
     old[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(before)
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -50,7 +50,7 @@ def run_helper(config_path: str | os.PathLike[str]) -> None:
     configuration that cannot be used or that others than root can change, ``conflict`` when another helper listens.
     """
     helper = Helper(config_path)
-    with _listener(helper.settings, helper.uid) as listener, on_signals(helper.stop, helper.read_again):
+    with _listener(helper.settings, helper.uid) as listener, on_signals(helper.stop, helper.read_again, helper.wakes):
         helper.serve(listener)
 
 
@@ -107,6 +107,11 @@ class Helper:
         """Have the configuration read again."""
         self._again = True
         self.wake()
+
+    @property
+    def wakes(self) -> int:
+        """The descriptor on which a byte lets :meth:`serve` look around."""
+        return self._wake_in
 
     def wake(self) -> None:
         """Let :meth:`serve` look around."""
