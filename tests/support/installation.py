@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import tempfile
@@ -20,6 +21,8 @@ from handclasp.pki import chains, crl
 from handclasp.pki.names import Names
 from handclasp.pki.plan import Plan, make_plan, new_serial
 from handclasp.pki.profiles import BUILT_IN
+from handclasp.server.instance import open_instance
+from handclasp.server.settings import Settings
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import CertificateRow, Change, Write
@@ -159,3 +162,16 @@ def openssl_verify(
         command += ["-crl_check_all", "-CRLfile", str(directory / "crls.pem")]
     done = subprocess.run([*command, *options, str(directory / "leaf.pem")], capture_output=True, text=True, check=False)
     return "ok" if done.returncode == 0 else done.stderr
+
+
+def add_root(data: Path, trust_domain: str) -> None:
+    """Make another root, root-2, in a data directory whose server is stopped."""
+
+    async def work() -> None:
+        instance = await open_instance(Settings.load({"data": str(data)}, env={}))
+        try:
+            await instance.authorities.create_root("root-2", trust_domain, by={"kind": "test"})
+        finally:
+            await instance.close()
+
+    asyncio.run(work())

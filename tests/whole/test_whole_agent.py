@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
+from support.installation import add_root
 from support.live import DOMAIN, Live
 from support.needs import needs
 from support.programs import Nginx, Shell, free_port, handclasp, program
@@ -100,6 +102,25 @@ def host(tmp_path: Path) -> Iterator[Host]:
     settings = urls | {"HANDCLASP_TOKEN_FILE": str(tmp_path / "data/admin.token")}
     with nginx.running():
         yield Host(tmp_path, nginx, Shell(tmp_path, settings), port)
+
+
+def test_a_second_root_is_delivered_beside_the_first(host: Host) -> None:
+    """The server comes back with another root: nginx trusts both from then on, and clients of the old one notice nothing."""
+    bundle = host.nginx.home / "clients.pem"
+    with host.serving() as server:
+        enrol(host, server)
+        live = Live(host.directory, server)
+        caller = live.holder(CALLER)
+        context = live.context(caller.cert_file, caller.key_file)
+    with host.agent():
+        with host.serving():
+            eventually(lambda: host.is_ok(), what="the first delivery")
+            assert len(x509.load_pem_x509_certificates(bundle.read_bytes())) == 1
+        add_root(host.directory / "data", DOMAIN)
+        with host.serving(), Caller(host.nginx.port, context) as traffic:
+            eventually(lambda: len(x509.load_pem_x509_certificates(bundle.read_bytes())) == 2, 60, "both roots")
+            eventually(lambda: host.is_ok() and traffic.requests > 50, what="and nginx runs on it")
+    assert traffic.failures == []
 
 
 def test_certificates_of_ten_seconds_rotate_and_no_request_fails(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import ssl
 import time
@@ -20,9 +19,8 @@ from handclasp.pki.chains import split_pem, to_pem
 from handclasp.pki.jwt_svid import verify_jwt_svid
 from handclasp.pki.names import Names
 from handclasp.pki.profiles import BUILT_IN
-from handclasp.server.instance import open_instance
-from handclasp.server.settings import Settings
 from support.authorities import MadeAuthority, csr_of, key_of, make_authority, plan_of
+from support.installation import add_root
 from support.live import DOMAIN, Live
 from support.programs import Shell
 from support.servers import Server
@@ -101,19 +99,6 @@ def accepts(bundle: SpiffeBundle, token: str) -> bool:
     return True
 
 
-def add_root(data: Path) -> None:
-    """Make another root in a data directory whose server is stopped."""
-
-    async def work() -> None:
-        instance = await open_instance(Settings.load({"data": str(data)}, env={}))
-        try:
-            await instance.authorities.create_root("root-2", PARTNER, by={"kind": "test"})
-        finally:
-            await instance.close()
-
-    asyncio.run(work())
-
-
 def test_two_installations_federate_by_spiffe_id(tmp_path: Path) -> None:
     with serving(tmp_path / "here", DOMAIN) as here:
         ours = Side(here)
@@ -154,7 +139,7 @@ def test_two_installations_federate_by_spiffe_id(tmp_path: Path) -> None:
                 bad = ours.cli("federation", "add", PARTNER, stands_in, "--endpoint-id", ENDPOINT, exit_code=1)
                 assert "not one that we trust" in bad["problem"]
                 assert ours.bundle_of(PARTNER).authorities == stored.authorities
-        add_root(tmp_path / "there" / "data")
+        add_root(tmp_path / "there" / "data", PARTNER)
         with serving(tmp_path / "there", PARTNER, *QUICK) as there:
             theirs = Side(there)
             # It moved, and has a root more: the bundle from before still says who it is.
