@@ -129,8 +129,10 @@ def test_stopping_waits_for_the_step_that_is_being_taken(tmp_path: Path) -> None
             await jobs.stop()
             assert most
             assert max(most) == 1
-            assert more == index + 300
-            assert signed_size(instance) == more + 1
+            committed = await instance.store.point("SELECT size FROM log_head WHERE id = ?", (1,))
+            assert committed is not None
+            assert more >= index + 300, "another job may have written an entry of its own"
+            assert signed_size(instance) == committed[0] > more
         report = verify_directory(tmp_path / "data" / "log", [instance.log_signer.vkey])
         assert report.ok, report.problems
 
