@@ -235,6 +235,326 @@ rotation_item = Table(
     sqlite_with_rowid=False,
 )
 
+# --- the inventory: what was found, where, and what it means ------------------------------------------------------------------------------
+
+issuer = Table(
+    "issuer",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, comment="distinguished name, RFC 4514"),
+    Column("key_id", LargeBinary, nullable=False, comment="authority key identifier as the certificates name it; empty where they do not"),
+    Column("authority_id", Integer, comment="our authority that this is, by name and key identifier; null for a foreign one"),
+    comment="Who signed what was found.",
+)
+Index("uq_issuer_name_key_id", issuer.c.name, issuer.c.key_id, unique=True)
+
+found = Table(
+    "found",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("der", LargeBinary, comment="null where a source knows only the fingerprint"),
+    Column("serial", LargeBinary, nullable=False, comment="big-endian; empty when not known"),
+    Column("issuer_id", Integer, comment="null when not known"),
+    Column("identity_id", Integer, comment="null for a CA certificate, and for one without a name of a workload"),
+    Column("subject", Text, nullable=False, comment="distinguished name, RFC 4514"),
+    Column("names", Text, nullable=False, comment='JSON {"uri": […], "dns": […], "ip": […], "email": […]} without empty lists'),
+    Column("spki_sha256", LargeBinary, comment="null when not known"),
+    Column("key_type", Text, nullable=False, server_default=""),
+    Column("signature", Text, nullable=False, server_default="", comment="signature algorithm, such as ecdsa-sha256"),
+    Column("usages", Text, nullable=False, server_default="[]", comment="JSON list of extended key usages"),
+    Column("is_ca", SmallInteger, nullable=False, server_default=text("0")),
+    Column("not_before", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("authority_id", Integer, comment="our authority whose key verifies its signature, though it was never issued here"),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Column("problem", Text, comment="why it cannot be read, where it cannot"),
+    Column("triage", Text, nullable=False, server_default="unmanaged", comment="unmanaged | claimed | dismissed | investigate"),
+    Column("triage_by", Text),
+    Column("triage_at", BigInteger),
+    Column("triage_reason", Text),
+    comment="Certificates that were found and not issued here. Keyed by the SHA-256 of their bytes: issuer and serial may lie.",
+)
+Index("ix_found_not_after", found.c.not_after, found.c.sha256)
+Index("ix_found_identity_id_not_after", found.c.identity_id, found.c.not_after)
+Index("ix_found_spki_sha256", found.c.spki_sha256)
+Index("ix_found_issuer_id_not_after", found.c.issuer_id, found.c.not_after)
+
+source = Table(
+    "source",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column(
+        "kind",
+        Text,
+        nullable=False,
+        comment="network, files, kubernetes …: a module of discovery; agent: what agents report of their targets",
+    ),
+    Column(
+        "settings",
+        Text,
+        nullable=False,
+        server_default="{}",
+        comment="JSON, of the kind's own shape; names files of secrets, never secrets",
+    ),
+    Column("scope", Text, nullable=False, server_default="{}", comment='JSON {"allow": […], "deny": […]}'),
+    Column("every", BigInteger, nullable=False, comment="ms between scans; 0: only when asked"),
+    Column("runs", Text, nullable=False, server_default="server", comment="server | collector | agents: who reads it"),
+    Column("state", Text, nullable=False, server_default="active", comment="active | paused"),
+    Column("facts", Text, nullable=False, server_default="{}", comment="JSON, true of everything that it reads: zone, environment, tags"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("due_at", BigInteger, comment="when the next scan begins"),
+    Column("success_at", BigInteger, comment="when the last scan that read everything began"),
+    Column("problem", Text, comment="why the last scan did not read everything"),
+    comment="What discovery reads.",
+)
+
+scan = Table(
+    "scan",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("source_id", Integer, nullable=False),
+    Column("state", Text, nullable=False, comment="planning | running | done | stopped | failed"),
+    Column("dry", SmallInteger, nullable=False, server_default=text("0"), comment="1: reads, and records nothing"),
+    Column("asked_by", Text, nullable=False, comment="the principal in words, or schedule"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("total", BigInteger, nullable=False, server_default=text("0"), comment="places to read, as far as is known"),
+    Column("read", BigInteger, nullable=False, server_default=text("0"), comment="places that were read"),
+    Column("failed", BigInteger, nullable=False, server_default=text("0"), comment="places that could not be read"),
+    Column("certificates", BigInteger, nullable=False, server_default=text("0"), comment="certificates seen"),
+    Column("fresh", BigInteger, nullable=False, server_default=text("0"), comment="certificates that nobody had seen before"),
+    Column("gone", BigInteger, nullable=False, server_default=text("0"), comment="sightings that ended"),
+    Column("problem", Text),
+    comment="One run over a source.",
+)
+Index("ix_scan_source_id_created_at", scan.c.source_id, scan.c.created_at)
+Index("ix_scan_created_at", scan.c.created_at, scan.c.id)
+
+scan_part = Table(
+    "scan_part",
+    metadata,
+    Column("scan_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("spec", Text, nullable=False, comment="JSON, what to read; of the kind's own shape"),
+    Column("state", Text, nullable=False, comment="waiting | leased | done | failed"),
+    Column("place", Text, nullable=False, server_default="", comment="how far it is: where a killed worker's successor goes on"),
+    Column("leased_by", Text),
+    Column("leased_until", BigInteger),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("problem", Text),
+    comment="What one worker takes of a scan at a time.",
+)
+Index("ix_scan_part_open", scan_part.c.state, scan_part.c.leased_until,
+      sqlite_where=text("state IN ('waiting', 'leased')"), postgresql_where=text("state IN ('waiting', 'leased')"))  # fmt: skip
+
+location = Table(
+    "location",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("source_id", Integer, nullable=False),
+    Column(
+        "key",
+        Text,
+        nullable=False,
+        comment="what it is called in its source: tls:HOST:PORT/SNI, file:AGENT:PATH, k8s:CLUSTER/NS/secret/NAME#KEY",
+    ),
+    Column("kind", Text, nullable=False, comment="endpoint | file | keystore | kubernetes | mesh | cloud | ca | ct | import"),
+    Column(
+        "unit",
+        Text,
+        nullable=False,
+        server_default="",
+        comment="what lists it: when that was read whole and this was not in it, it is gone",
+    ),
+    Column("shown", Text, nullable=False, comment="the same for people: host:port, path, namespace/name"),
+    Column("host", Text, comment="host, node or agent that it is on, for look-ups"),
+    Column(
+        "details", Text, nullable=False, server_default="{}", comment="JSON, of the kind's own shape: protocol, permissions, acceptable CAs"
+    ),
+    Column("facts", Text, nullable=False, server_default="{}", comment="JSON, evidence of who owns it: namespace, labels, tags"),
+    Column("content", LargeBinary, comment="SHA-256 over what was seen there: the same again costs one timestamp"),
+    Column("key_sha256", LargeBinary, comment="SPKI of the private key that lies here; the key itself is never read into the server"),
+    Column("anchors", LargeBinary, comment="SHA-256 over the sorted fingerprints of the anchors here: equal bundles have equal ones"),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, comment="when it was last read; every open sighting here was seen then"),
+    Column("tried_at", BigInteger, nullable=False),
+    Column("problem", Text, comment="why it could not be read the last time; that is no absence"),
+    Column("gone_at", BigInteger),
+    comment="Where certificates can be seen.",
+)
+Index("uq_location_source_id_key", location.c.source_id, location.c.key, unique=True)
+Index("ix_location_source_id_unit_seen_at", location.c.source_id, location.c.unit, location.c.seen_at)
+Index("ix_location_host", location.c.host)
+Index("ix_location_key_sha256", location.c.key_sha256,
+      sqlite_where=text("key_sha256 IS NOT NULL"), postgresql_where=text("key_sha256 IS NOT NULL"))  # fmt: skip
+
+sighting = Table(
+    "sighting",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("location_id", Integer, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("role", Text, nullable=False, comment="served | stored | chain | anchor"),
+    Column("chain", Text, nullable=False, server_default="[]", comment="JSON list of fingerprints, as it came, without the leaf"),
+    Column("how", Text, nullable=False, server_default="{}", comment="JSON: TLS version, SNI, alias, secret key"),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Column("last_seen_at", BigInteger, nullable=False, comment="while it is open, the location's seen_at is newer"),
+    Column("ended_at", BigInteger, comment="when the location was read without it"),
+    comment="Certificate C was at location L from t1 to t2.",
+)
+Index("uq_sighting_open", sighting.c.location_id, sighting.c.sha256, sighting.c.role, unique=True,
+      sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL"))  # fmt: skip
+Index("ix_sighting_sha256", sighting.c.sha256, sighting.c.ended_at)
+
+standing = Table(
+    "standing",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("origin", Text, nullable=False, comment="issued | found"),
+    Column("state", Text, nullable=False, comment="inventory.states"),
+    Column("since_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, comment="when time alone may change the state"),
+    Column("identity_id", Integer),
+    Column("not_after", BigInteger, nullable=False),
+    Column("open", Integer, nullable=False, comment="open sightings that are served or stored"),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Column("last_seen_at", BigInteger, nullable=False),
+    comment="Where each certificate that was ever seen stands; one that was issued and never seen has no row.",
+)
+Index("ix_standing_state_not_after", standing.c.state, standing.c.not_after, standing.c.sha256)
+Index("ix_standing_due_at", standing.c.due_at, sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL"))
+Index("ix_standing_identity_id", standing.c.identity_id)
+
+name = Table(
+    "name",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("text", Text, nullable=False, unique=True, comment="a name of an identity, lower case: SPIFFE ID, DNS name, address, subject"),
+    Column("reversed", Text, nullable=False, comment="for suffixes"),
+    comment="Every name that a certificate was seen or issued with, once; searched by substring (FTS5 trigrams, pg_trgm).",
+)
+Index("ix_name_reversed", name.c.reversed, postgresql_ops={"reversed": "text_pattern_ops"})
+
+identity_name = Table(
+    "identity_name",
+    metadata,
+    Column("name_id", Integer, primary_key=True, autoincrement=False),
+    Column("identity_id", Integer, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_identity_name_identity_id", identity_name.c.identity_id)
+
+tally = Table(
+    "tally",
+    metadata,
+    Column("kind", Text, primary_key=True, comment="what is counted: state, issued, expiry …"),
+    Column("bucket", Text, primary_key=True, comment="of what: a state, an hour"),
+    Column("number", BigInteger, nullable=False),
+    comment="Counters that are kept, so that no page has to count.",
+    sqlite_with_rowid=False,
+)
+
+summary = Table(
+    "summary",
+    metadata,
+    Column("identity_id", Integer, primary_key=True, autoincrement=False),
+    Column("issued", BigInteger, nullable=False, server_default=text("0"), comment="certificates issued so far"),
+    Column("newest", LargeBinary, comment="its newest certificate, issued or else found"),
+    Column("newest_not_before", BigInteger),
+    Column("newest_not_after", BigInteger),
+    Column("newest_renew_before", BigInteger, comment="null for a found one"),
+    Column("newest_origin", Text, comment="issued | found"),
+    comment="One row for each identity: what lists and the overview show of it without looking at certificates.",
+)
+Index("ix_summary_newest_not_after", summary.c.newest_not_after, summary.c.identity_id)
+Index("ix_summary_newest_renew_before", summary.c.newest_renew_before)
+
+saved_view = Table(
+    "saved_view",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("list", Text, nullable=False, comment="certificates | identities | locations"),
+    Column("query", Text, nullable=False, comment="the filters, as in a URL"),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    comment="Searches that somebody keeps.",
+)
+
+# --- ownership ----------------------------------------------------------------------------------------------------------------------------
+
+owner = Table(
+    "owner",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False, comment="team | person | service"),
+    Column("title", Text, nullable=False, server_default=""),
+    Column("contact", Text, nullable=False, server_default="", comment="where it is reached: mail, channel, URL"),
+    Column("escalation", Text, comment="the owner to turn to when this one does not answer"),
+    Column(
+        "directory", Text, nullable=False, server_default="", comment="where it came from: backstage, csv …; empty for one made by hand"
+    ),
+    Column("left_at", BigInteger, comment="since when the directory does not have it any more"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+assignment = Table(
+    "assignment",
+    metadata,
+    Column("identity_id", Integer, primary_key=True, autoincrement=False),
+    Column(
+        "evidence", Text, primary_key=True, comment="confirmed | token | workload | namespace | spiffe | cloud | catalogue | host | zone"
+    ),
+    Column("owner", Text, nullable=False),
+    Column("tier", Text),
+    Column("environment", Text),
+    Column("rule", Text, nullable=False, comment="the rule, or the person, that says so"),
+    Column("detail", Text, nullable=False, server_default="", comment="what it matched, in words"),
+    Column("confidence", SmallInteger, nullable=False, comment="percent"),
+    Column("at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, comment="confirmed: when it is to be confirmed again"),
+    comment="What says who owns an identity; the first in the order of evidence is the owner.",
+)
+Index("ix_assignment_owner", assignment.c.owner)
+Index("ix_assignment_due_at", assignment.c.due_at, sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL"))
+
+assignment_due = Table(
+    "assignment_due",
+    metadata,
+    Column("identity_id", Integer, primary_key=True, autoincrement=False),
+    Column("since_at", BigInteger, nullable=False),
+    comment="Identities that are new, or of which the evidence changed: their owner is to be derived again.",
+)
+
+confirmation = Table(
+    "confirmation",
+    metadata,
+    Column("secret_sha256", LargeBinary, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("identities", Text, nullable=False, comment="JSON list of names that are asked about"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("answered_at", BigInteger),
+    comment="Links by which an owner confirms what it owns.",
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("secret_sha256", LargeBinary, primary_key=True),
+    Column("principal", Text, nullable=False, comment="JSON, access.sessions.ConsoleUser"),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=False),
+    comment="Who is signed in to the console.",
+)
+Index("ix_session_expires_at", session.c.expires_at)
+
+# --- the log ------------------------------------------------------------------------------------------------------------------------------
+
 log_head = Table(
     "log_head",
     metadata,
