@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handclasp.agent.decide import FAR, Deliver, Held, Issue, Renew, TargetView, View, condition, decide
@@ -88,6 +88,7 @@ def test_what_always_holds(view: View, now: int) -> None:
             assert any(target.name == action.target and target.content not in ("", target.delivered) for target in view.targets)
 
 
+@example(View("w", Held("aa", NOW + 1, NOW + 2, NOW, "w"), can_issue=True), NOW)
 @given(views, times)
 def test_sleeping_until_the_wake_time_never_misses_anything(view: View, now: int) -> None:
     decision = decide(view, now)

@@ -66,6 +66,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                 assert not reader.wrong
             server.ttl, server.window = 3600, (0.5, 0.6)
             process = nursery.start()
+            eventually(lambda: catches(process, signal.SIGTERM), what="it can be told to stop")
             eventually(lambda: all(one.state == "ok" for one in status(tmp_path / "state").identities), what="it recovers by itself")
             eventually(lambda: all(delivered(tmp_path, number) == server.newest(name) for number, name in enumerate(NAMES)))
             os.kill(process, signal.SIGTERM)
@@ -77,6 +78,13 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert len(reader.seen) > 2 * len(NAMES), "generations came and went meanwhile (how many depends on the machine)"
         assert [path for path in tmp_path.rglob(".*") if path.name.startswith((".new-", ".current-"))] == []
         server.assert_content()
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for a signal (proc_pid_status(5))."""
+    text = Path(f"/proc/{process}/status").read_text()
+    caught = int(next(line for line in text.splitlines() if line.startswith("SigCgt:")).split()[1], 16)
+    return bool(caught >> (number - 1) & 1)
 
 
 def delivered(root: Path, number: int) -> str:

@@ -121,7 +121,8 @@ def _obtain(view: View, now: int) -> tuple[int, Issue | Renew | None]:
     # Where other names are wanted and refused, the old certificate is kept alive meanwhile: it is what the service runs on.
     if view.can_issue and held.wanted != view.wanted and not (view.failures and now >= held.renew_at):
         return attempt_at, Issue("the configuration of the identity has changed")
-    return max(held.renew_at, attempt_at), Renew("its renewal time has come")
+    # A renewal time beyond the end is nobody's plan, but where one was given, the end is looked at in time.
+    return max(min(held.renew_at, held.not_after), attempt_at), Renew("its renewal time has come")
 
 
 def condition(view: View, now: int) -> str:
