@@ -119,7 +119,7 @@ class Anchors:
         for listener in listeners:
             try:
                 listener(trust_domain)
-            except Exception:
+            except Exception:  # a part that listens may fail as it likes: bundles are refreshed on
                 _log.exception("%s: whoever listens for its changes failed", trust_domain)
 
     def _refresh(self, name: str, fetch: Callable[[str], Text], shape: Callable[[str], bytes]) -> bool:

@@ -75,7 +75,7 @@ def deliver(target: Target, content: Content, confirmed: str, *, identity: str, 
         fault("deliver.looked")
     except Interrupted:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever went wrong, the old generation comes back
         raise HandclaspError(Kind.DELIVERY_FAILED, f"{_reason(error)}; {hands.back(name, previous)}") from error
     hands.settle(name, previous)
     return name
@@ -115,7 +115,7 @@ class Delivery:
         )
         try:
             self._bring(name)
-        except Exception as error:
+        except Exception as error:  # whatever went wrong, the old generation comes back
             raise HandclaspError(Kind.DELIVERY_FAILED, f"{_reason(error)}; {self.back(name, previous)}") from error
         return name, previous
 

@@ -176,7 +176,7 @@ class Roster:
         for listener in tuple(entry.listeners):
             try:
                 listener(entry.keeper)
-            except Exception:
+            except Exception:  # a part that listens may fail as it likes: renewals go on
                 _log.exception("%s: whoever listens for its changes failed", entry.keeper.managed.name)
 
     def _done(self, entry: Entry) -> None:

@@ -45,7 +45,7 @@ class Workers:
         while (work := self._next()) is not None:
             try:
                 work()
-            except Exception:
+            except Exception:  # a thread of the pool outlives whatever it is given to do
                 _log.exception("unexpected")
             self._done()
 

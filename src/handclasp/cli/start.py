@@ -52,7 +52,7 @@ def _run_agent(options: dict[str, str]) -> NoReturn:
         agent_part("", "run")(options["config"], options.get("state_dir"))
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # told and mapped to an exit code as in every other command, below
         failure = error
     else:
         sys.exit(0)

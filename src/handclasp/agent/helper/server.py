@@ -189,7 +189,7 @@ class Helper:
             answer = Answer(failed=Kind.BAD_REQUEST.value, words=str(error)[:1000])
         except OSError as error:
             answer = Answer(failed="os_error", errno=error.errno or 0, words=(error.strerror or str(error))[:1000])
-        except Exception:
+        except Exception:  # root's process serves the next question, whatever this one was
             _log.exception("unexpected")
             answer = Answer(failed=Kind.INTERNAL.value, words="the helper failed in a way that it does not know; its log says more")
         if answer.failed:

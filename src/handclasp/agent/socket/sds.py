@@ -197,7 +197,7 @@ async def _read(
             await inbox.put(request)
     except (AssertionError, NotImplementedError):
         failure.append(HandclaspError(Kind.BAD_REQUEST, "the request did not come whole"))
-    except Exception as error:
+    except Exception as error:  # handed to the task that answers, which raises it
         failure.append(error)
     await inbox.put(None)
 

@@ -64,7 +64,7 @@ class SocketServer:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 asyncio.run(self._main())
-        except Exception as error:
+        except Exception as error:  # the agent lives on without its socket, and says so
             _log.exception("the socket has ended")
             self._trouble = f"the socket has ended: {type(error).__name__}"
         finally:
