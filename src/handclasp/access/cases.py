@@ -39,11 +39,11 @@ from handclasp.access.principals import (
     Principal,
     TokenPrincipal,
 )
-from handclasp.access.yamlshape import Part, document_of
 from handclasp.clock import format_duration
 from handclasp.errors import Kind
 from handclasp.pki.names import Names, make_names
 from handclasp.pki.profiles import BUILT_IN, Profile
+from handclasp.pki.yamlshape import Part, document_of
 
 _PRINCIPALS = ("certificate", "agent", "oidc", "kubernetes", "evidence", "token")
 _TOKEN_KEYS = ("name", "allow", "allow_dns", "allow_ip", "allow_email", "profiles", "max_ttl", "cidr", "agent")

@@ -29,9 +29,9 @@ from typing import Any
 
 from handclasp.access.grants import KubernetesRule
 from handclasp.access.patterns import ClaimPattern
-from handclasp.access.yamlshape import Part, each_once
 from handclasp.pki import chains
 from handclasp.pki.names import check_trust_domain
+from handclasp.pki.yamlshape import Part, each_once
 
 AUDIENCES = ("istio-ca",)
 """The audience that meshes ask for where nothing else is set."""

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from handclasp.access.enrolment import METHODS, PLACEHOLDER, AwsTakes, EnrolmentRule, KubernetesTakes, OidcTakes, Takes, X509Takes
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, Networks
 from handclasp.access.workloads import labels_of
-from handclasp.access.yamlshape import Part, each_once
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki import chains, keys, names
+from handclasp.pki.yamlshape import Part, each_once
 
 MAX_RULES = 200
 MAX_CERTIFICATES = 64

@@ -46,10 +46,10 @@ from handclasp.access.enrolmentrules import read_enrolment
 from handclasp.access.grants import GRANT_ACTIONS, AgentRule, CertificateRule, Grant, KubernetesRule, OidcRule, PrincipalRule, TokenRule
 from handclasp.access.patterns import ClaimPattern, DnsPatterns, EmailPatterns, IdentityPatterns, Networks, Patterns
 from handclasp.access.workloads import Workload, read_workloads
-from handclasp.access.yamlshape import Part, document_of, each_once
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import Names
+from handclasp.pki.yamlshape import Part, document_of, each_once
 from handclasp.wire import PolicyChange
 
 T = TypeVar("T")

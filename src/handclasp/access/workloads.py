@@ -34,10 +34,10 @@ from dataclasses import dataclass, field
 
 from handclasp.access.grants import AgentRule, Grant, in_agent_space
 from handclasp.access.patterns import DnsPatterns, IdentityPatterns
-from handclasp.access.yamlshape import Part, each_once
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import check_trust_domain
+from handclasp.pki.yamlshape import Part, each_once
 from handclasp.wire import Workload as WireWorkload
 
 MAX_WORKLOADS = 2000

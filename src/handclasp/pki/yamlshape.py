@@ -1,4 +1,4 @@
-"""Reading one part of a policy or cases file: what must be there, of which type, and every mistake noted with its line."""
+"""Reading one part of a YAML file of ours: what must be there, of which type, and every mistake noted with its line."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""PKCS#12 (RFC 7292), as others wrote it: opened without a password, or with one of those that are known.
+
+A file says itself how often a password is to be hashed. What would take minutes is refused before anything is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from handclasp.pki import der
+from handclasp.pki.contents.model import MAX_CHAIN, Contents, Entry, PrivateKey, bounded, group, is_ca, spki_of_key
+
+MAX_ITERATIONS = 2_000_000
+"""Ours has 20,000, Java's 10,000, OpenSSL's 2,048; OWASP asks for 600,000."""
+_MAX_DEPTH = 32
+_MAX_ELEMENTS = 50_000
+_FAILS = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, Warning)
+
+
+def looks_like_pkcs12(data: bytes | bytearray) -> bool:
+    """Tell whether this is a PFX: a sequence that begins with version 3. BER's indefinite lengths are taken too: old Java writes them."""
+    return data[:1] == b"\x30" and b"\x02\x01\x03\x30" in bytes(data[1:10])
+
+
+def read_pkcs12(data: bytes | bytearray, passwords: Sequence[str] = ()) -> Contents:
+    """Return what a PKCS#12 file holds, opened without a password or with the first of ``passwords`` that fits; else it is locked."""
+    contents = Contents("pkcs12")
+    try:
+        most = max(_iterations(bytes(data)), default=0)
+    except ValueError:
+        most = 0  # not DER, so what it says cannot be told: BER goes on below, its length bounded by the file's own
+        if data[1:2] != b"\x80":
+            contents.problem = "this is not a PKCS#12 file that can be read"
+            return contents
+    if most > MAX_ITERATIONS:
+        contents.locked = True
+        contents.notes.append(f"it is not tried: it wants passwords hashed {most} times")
+        return contents
+    opened = _open(bytes(data), passwords)
+    if opened is None:
+        contents.locked = True
+        return contents
+    _fill(contents, *opened)
+    return contents
+
+
+def _open(data: bytes, passwords: Sequence[str]) -> tuple[pkcs12.PKCS12KeyAndCertificates, bool] | None:
+    """Return what is in it, and whether a password was needed for that; None where none of them fits."""
+    for password in (None, b"", *(word.encode() for word in passwords)):
+        try:
+            return pkcs12.load_pkcs12(data, password), bool(password)
+        except _FAILS:
+            continue
+    return None
+
+
+def _fill(contents: Contents, opened: pkcs12.PKCS12KeyAndCertificates, encrypted: bool) -> None:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    def encoded(one: pkcs12.PKCS12Certificate) -> bytes:
+        return one.certificate.public_bytes(Encoding.DER)
+
+    others = [(_name(one.friendly_name), encoded(one)) for one in opened.additional_certs]
+    kept = set(bounded([certificate for _, certificate in others], contents))
+    others = [(alias, certificate) for alias, certificate in others if certificate in kept]
+    if opened.key is not None:
+        alias = _name(opened.cert.friendly_name) if opened.cert is not None else ""
+        contents.keys.append(PrivateKey(spki_of_key(opened.key), encrypted, alias))
+    if opened.cert is not None:
+        leaf = encoded(opened.cert)
+        above = tuple(certificate for _, certificate in others if is_ca(certificate))[:MAX_CHAIN]
+        contents.entries.append(Entry(leaf, above, _name(opened.cert.friendly_name)))
+        others = [(alias, certificate) for alias, certificate in others if certificate not in above]
+    if opened.cert is None and not all(is_ca(certificate) for _, certificate in others):
+        contents.entries += group([certificate for _, certificate in others], with_key=False)
+        return
+    contents.entries += [Entry(certificate, alias=alias, anchor=is_ca(certificate)) for alias, certificate in others]
+
+
+def _name(friendly: bytes | None) -> str:
+    return (friendly or b"").decode("utf-8", "replace")[:255]
+
+
+def _iterations(data: bytes) -> Iterator[int]:
+    """Yield every number that follows a salt: of PBKDF2, the old PBE schemes and the MAC, all of them written so. Raises ``ValueError``."""
+    waiting, seen = [(data, 0, False)], 0
+    while waiting:
+        inside, depth, opaque = waiting.pop()
+        try:
+            parts = der.elements(inside)
+        except ValueError:
+            if opaque:
+                continue
+            raise
+        seen += len(parts)
+        if seen > _MAX_ELEMENTS or depth > _MAX_DEPTH:
+            raise ValueError("too much in it")
+        for before, part in zip((b"", *parts), parts, strict=False):
+            tag, start, end = der.read(part)
+            if tag == 0x02 and before[:1] == b"\x04":
+                yield int.from_bytes(part[start:end], "big", signed=True)
+            elif tag & 0x20 or (tag == 0x04 and part[start : start + 1] == b"\x30"):
+                # OCTET STRINGs hold the safes; others hold what is encrypted, and may begin in the same way by chance.
+                waiting.append((part[start:end], depth + 1, opaque or tag == 0x04))
