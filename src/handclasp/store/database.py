@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ GENERATION_POLL = 0.5
 
 _AWAY = (DBAPIError, PoolTimeout, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What a database that is away makes the layers raise; SQLAlchemy does not wrap what asyncpg raises while it connects."""
+
+_STEPS = 20_000
+"""Instructions of SQLite's machine (about a millisecond) between two looks at the clock, in a query that may not take long."""
+
+_WITHIN = text(
+    "SELECT set_config('statement_timeout', :limit, true), set_config('plan_cache_mode', 'force_custom_plan', true), "
+    "set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)"
+)
 
 LEADER_POLL = 0.5
 """Seconds between looks at whether the connection that holds a leader's lock is alive."""
@@ -102,16 +111,25 @@ class Store:
                 self.url.replace("postgresql://", "postgresql+asyncpg://", 1), pool_size=4, max_overflow=4, pool_pre_ping=True
             )
 
-    async def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
-        """Run a query and return its rows. It may take long: other requests go on meanwhile. Raises ``unavailable``."""
+    async def rows(self, statement: Select[Any], *, within: float | None = None) -> Sequence[Row[Any]]:
+        """Run a query and return its rows. It may take long: other requests go on meanwhile.
+
+        With ``within`` it is stopped after so many seconds, and ``timeout`` is raised: for a query that is tried, and has another way
+        beside it. Raises ``unavailable``.
+        """
         try:
             if self._sync is not None:
-                return await asyncio.to_thread(self._rows_sync, statement)
+                return await asyncio.to_thread(self._rows_sync, statement, within)
             assert self._async is not None
             async with self._async.connect() as connection:
+                if within is not None:
+                    # Planned for its own values: a plan for any values cannot know how much of an index lies between two ends.
+                    await connection.execute(_WITHIN, {"limit": str(max(1, round(within * 1000)))})
                 found: Sequence[Row[Any]] = (await connection.execute(statement)).all()
                 return found
         except _AWAY as error:
+            if within is not None and _was_stopped(error):
+                raise HandclaspError(Kind.TIMEOUT, "this query took too long") from error
             raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
 
     async def row(self, statement: Select[Any]) -> Row[Any] | None:
@@ -119,10 +137,19 @@ class Store:
         found = await self.rows(statement.limit(1))
         return found[0] if found else None
 
-    def _rows_sync(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+    def _rows_sync(self, statement: Select[Any], within: float | None = None) -> Sequence[Row[Any]]:
         assert self._sync is not None
         with self._sync.connect() as connection:
-            return connection.execute(statement).all()
+            if within is None:
+                return connection.execute(statement).all()
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            end = time.monotonic() + within
+            raw.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+            try:
+                return connection.execute(statement).all()
+            finally:
+                raw.set_progress_handler(None, 0)
 
     async def point(self, sql: str, arguments: Sequence[Any]) -> tuple[Any, ...] | None:
         """Read one row by key on the hot path. ``sql`` has ``?`` marks. On SQLite this is a few microseconds, in the loop."""
@@ -200,6 +227,12 @@ class Store:
         await self.ledger.close()
         if self._async is not None:
             await self._async.dispose()
+
+
+def _was_stopped(error: BaseException) -> bool:
+    """Tell whether a query ended because its time was over: SQLite says ``interrupted``, PostgreSQL has a code for it."""
+    cause = getattr(error, "orig", None) or error
+    return "interrupted" in str(cause) or getattr(cause, "sqlstate", getattr(cause, "pgcode", "")) == "57014"
 
 
 async def _unlock(connection: AsyncConnection, key: int) -> None:

@@ -55,6 +55,8 @@ identity = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
+Index("ix_identity_owner", identity.c.owner)
+
 key = Table(
     "key",
     metadata,
@@ -96,7 +98,9 @@ certificate = Table(
     sqlite_with_rowid=True,
 )
 Index("ix_certificate_identity_id_not_after", certificate.c.identity_id, certificate.c.not_after)
-Index("ix_certificate_not_after", certificate.c.not_after)
+# What lists walk: all that it covers can be filtered without a look at the rows. None of it changes while a certificate is renewed.
+Index("ix_certificate_not_after", certificate.c.not_after, certificate.c.sha256, certificate.c.identity_id,
+      certificate.c.authority_id, certificate.c.profile, certificate.c.key_type)  # fmt: skip
 # No index on the key or the line: a key belongs to one identity and a line to one identity, so both are found through it.
 Index(
     "ix_certificate_revoked",
@@ -274,7 +278,8 @@ found = Table(
     Column("triage_reason", Text),
     comment="Certificates that were found and not issued here. Keyed by the SHA-256 of their bytes: issuer and serial may lie.",
 )
-Index("ix_found_not_after", found.c.not_after, found.c.sha256)
+Index("ix_found_not_after", found.c.not_after, found.c.sha256, found.c.identity_id, found.c.issuer_id)
+Index("ix_found_serial", found.c.serial)
 Index("ix_found_identity_id_not_after", found.c.identity_id, found.c.not_after)
 Index("ix_found_spki_sha256", found.c.spki_sha256)
 Index("ix_found_issuer_id_not_after", found.c.issuer_id, found.c.not_after)
@@ -407,6 +412,10 @@ sighting = Table(
 Index("uq_sighting_open", sighting.c.location_id, sighting.c.sha256, sighting.c.role, unique=True,
       sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL"))  # fmt: skip
 Index("ix_sighting_sha256", sighting.c.sha256, sighting.c.ended_at)
+Index("ix_sighting_ended_at", sighting.c.ended_at,
+      sqlite_where=text("ended_at IS NOT NULL"), postgresql_where=text("ended_at IS NOT NULL"))  # fmt: skip
+Index("ix_sighting_ended", sighting.c.location_id, sighting.c.ended_at,
+      sqlite_where=text("ended_at IS NOT NULL"), postgresql_where=text("ended_at IS NOT NULL"))  # fmt: skip
 
 standing = Table(
     "standing",
@@ -421,7 +430,10 @@ standing = Table(
     Column("open", Integer, nullable=False, comment="open sightings that are served or stored"),
     Column("first_seen_at", BigInteger, nullable=False),
     Column("last_seen_at", BigInteger, nullable=False),
-    comment="Where each certificate that was ever seen stands; one that was issued and never seen has no row.",
+    Column(
+        "version", BigInteger, nullable=False, server_default=text("0"), comment="rises when the facts change: a judgement of older ones is void"
+    ),
+    comment="Where each certificate stands that was ever seen, or that was issued so long ago that it should have been.",
 )
 Index("ix_standing_state_not_after", standing.c.state, standing.c.not_after, standing.c.sha256)
 Index("ix_standing_due_at", standing.c.due_at, sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL"))
@@ -436,6 +448,13 @@ name = Table(
     comment="Every name that a certificate was seen or issued with, once; searched by substring (FTS5 trigrams, pg_trgm).",
 )
 Index("ix_name_reversed", name.c.reversed, postgresql_ops={"reversed": "text_pattern_ops"})
+
+BESIDE = (
+    "name_trigram", "ix_name_trigram", "ix_name_prefix",
+    "certificate_kept", "certificate_default", "certificate_2", "uq_certificate_serial",
+)  # fmt: skip
+"""What the migrations make besides: indexes over names that each database has in its own way, and no table of this schema; on PostgreSQL
+the partitions of ``certificate`` (:mod:`handclasp.store.partitions`), where its keys are (sha256, not_after) and (serial, not_after)."""
 
 identity_name = Table(
     "identity_name",
@@ -452,7 +471,7 @@ tally = Table(
     Column("kind", Text, primary_key=True, comment="what is counted: state, issued, expiry …"),
     Column("bucket", Text, primary_key=True, comment="of what: a state, an hour"),
     Column("number", BigInteger, nullable=False),
-    comment="Counters that are kept, so that no page has to count.",
+    comment="Counters that are kept, so that no page has to count. Of states, expiry, renewal and owners by triggers: whoever writes.",
     sqlite_with_rowid=False,
 )
 
@@ -506,19 +525,33 @@ assignment = Table(
     metadata,
     Column("identity_id", Integer, primary_key=True, autoincrement=False),
     Column(
-        "evidence", Text, primary_key=True, comment="confirmed | token | workload | namespace | spiffe | cloud | catalogue | host | zone"
+        "evidence",
+        Text,
+        primary_key=True,
+        comment="confirmed | token | workload | namespace | spiffe | cloud | catalogue | host | zone; denied: it is not this one's",
     ),
-    Column("owner", Text, nullable=False),
+    Column("rule", Text, primary_key=True, comment="the rule that says so; confirmed and denied have none but their own name"),
+    Column("owner", Text, primary_key=True, comment="empty where only tier or environment are said"),
     Column("tier", Text),
     Column("environment", Text),
-    Column("rule", Text, nullable=False, comment="the rule, or the person, that says so"),
     Column("detail", Text, nullable=False, server_default="", comment="what it matched, in words"),
     Column("confidence", SmallInteger, nullable=False, comment="percent"),
     Column("at", BigInteger, nullable=False),
     Column("due_at", BigInteger, comment="confirmed: when it is to be confirmed again"),
+    Column(
+        "stands",
+        Text,
+        nullable=False,
+        server_default="",
+        comment="owner: gives the owner; disputed: so too, and something weaker says otherwise; contested: so too, and something as "
+        "strong says otherwise; guess: nothing gives the owner, and this is too weak to",
+    ),
     comment="What says who owns an identity; the first in the order of evidence is the owner.",
 )
 Index("ix_assignment_owner", assignment.c.owner)
+Index("ix_assignment_stands", assignment.c.stands, assignment.c.confidence, assignment.c.identity_id,
+      sqlite_where=text("stands IN ('guess', 'disputed', 'contested')"),
+      postgresql_where=text("stands IN ('guess', 'disputed', 'contested')"))  # fmt: skip
 Index("ix_assignment_due_at", assignment.c.due_at, sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL"))
 
 assignment_due = Table(
@@ -527,6 +560,19 @@ assignment_due = Table(
     Column("identity_id", Integer, primary_key=True, autoincrement=False),
     Column("since_at", BigInteger, nullable=False),
     comment="Identities that are new, or of which the evidence changed: their owner is to be derived again.",
+)
+
+catalogue = Table(
+    "catalogue",
+    metadata,
+    Column("directory", Text, primary_key=True),
+    Column("kind", Text, primary_key=True, comment="component | path"),
+    Column("name", Text, primary_key=True, comment="a component's name; a pattern of paths as CODEOWNERS writes it"),
+    Column("place", Integer, nullable=False, comment="of a path in its file: the last one that covers a path counts"),
+    Column("owners", Text, nullable=False, comment="JSON list of names"),
+    Column("tier", Text),
+    Column("environment", Text),
+    comment="What directories say about components and paths; rules of ownership lead identities to them.",
 )
 
 confirmation = Table(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+
 import sqlalchemy as sa
 from alembic import op
+
+from handclasp.store import counters
 
 revision = "0003"
 down_revision = "0002"
@@ -20,17 +24,25 @@ def upgrade() -> None:
             "evidence",
             sa.Text(),
             nullable=False,
-            comment="confirmed | token | workload | namespace | spiffe | cloud | catalogue | host | zone",
+            comment="confirmed | token | workload | namespace | spiffe | cloud | catalogue | host | zone; denied: it is not this one's",
         ),
-        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("rule", sa.Text(), nullable=False, comment="the rule that says so; confirmed and denied have none but their own name"),
+        sa.Column("owner", sa.Text(), nullable=False, comment="empty where only tier or environment are said"),
         sa.Column("tier", sa.Text(), nullable=True),
         sa.Column("environment", sa.Text(), nullable=True),
-        sa.Column("rule", sa.Text(), nullable=False, comment="the rule, or the person, that says so"),
         sa.Column("detail", sa.Text(), server_default="", nullable=False, comment="what it matched, in words"),
         sa.Column("confidence", sa.SmallInteger(), nullable=False, comment="percent"),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("due_at", sa.BigInteger(), nullable=True, comment="confirmed: when it is to be confirmed again"),
-        sa.PrimaryKeyConstraint("identity_id", "evidence", name=op.f("pk_assignment")),
+        sa.Column(
+            "stands",
+            sa.Text(),
+            server_default="",
+            nullable=False,
+            comment="owner: gives the owner; disputed: so too, and something weaker says otherwise; contested: so too, and something as "
+            "strong says otherwise; guess: nothing gives the owner, and this is too weak to",
+        ),
+        sa.PrimaryKeyConstraint("identity_id", "evidence", "rule", "owner", name=op.f("pk_assignment")),
         comment="What says who owns an identity; the first in the order of evidence is the owner.",
     )
     op.create_index(
@@ -42,6 +54,26 @@ def upgrade() -> None:
         postgresql_where=sa.text("due_at IS NOT NULL"),
     )
     op.create_index("ix_assignment_owner", "assignment", ["owner"], unique=False)
+    op.create_index(
+        "ix_assignment_stands",
+        "assignment",
+        ["stands", "confidence", "identity_id"],
+        unique=False,
+        sqlite_where=sa.text("stands IN ('guess', 'disputed', 'contested')"),
+        postgresql_where=sa.text("stands IN ('guess', 'disputed', 'contested')"),
+    )
+    op.create_table(
+        "catalogue",
+        sa.Column("directory", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False, comment="component | path"),
+        sa.Column("name", sa.Text(), nullable=False, comment="a component's name; a pattern of paths as CODEOWNERS writes it"),
+        sa.Column("place", sa.Integer(), nullable=False, comment="of a path in its file: the last one that covers a path counts"),
+        sa.Column("owners", sa.Text(), nullable=False, comment="JSON list of names"),
+        sa.Column("tier", sa.Text(), nullable=True),
+        sa.Column("environment", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("directory", "kind", "name", name=op.f("pk_catalogue")),
+        comment="What directories say about components and paths; rules of ownership lead identities to them.",
+    )
     op.create_table(
         "assignment_due",
         sa.Column("identity_id", sa.Integer(), autoincrement=False, nullable=False),
@@ -95,7 +127,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_found_identity_id_not_after", "found", ["identity_id", "not_after"], unique=False)
     op.create_index("ix_found_issuer_id_not_after", "found", ["issuer_id", "not_after"], unique=False)
-    op.create_index("ix_found_not_after", "found", ["not_after", "sha256"], unique=False)
+    op.create_index("ix_found_not_after", "found", ["not_after", "sha256", "identity_id", "issuer_id"], unique=False)
+    op.create_index("ix_found_serial", "found", ["serial"], unique=False)
     op.create_index("ix_found_spki_sha256", "found", ["spki_sha256"], unique=False)
     op.create_table(
         "identity_name",
@@ -304,7 +337,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sighting")),
         comment="Certificate C was at location L from t1 to t2.",
     )
+    op.create_index(
+        "ix_sighting_ended",
+        "sighting",
+        ["location_id", "ended_at"],
+        unique=False,
+        sqlite_where=sa.text("ended_at IS NOT NULL"),
+        postgresql_where=sa.text("ended_at IS NOT NULL"),
+    )
     op.create_index("ix_sighting_sha256", "sighting", ["sha256", "ended_at"], unique=False)
+    op.create_index(
+        "ix_sighting_ended_at",
+        "sighting",
+        ["ended_at"],
+        unique=False,
+        sqlite_where=sa.text("ended_at IS NOT NULL"),
+        postgresql_where=sa.text("ended_at IS NOT NULL"),
+    )
     op.create_index(
         "uq_sighting_open",
         "sighting",
@@ -362,8 +411,15 @@ def upgrade() -> None:
         sa.Column("open", sa.Integer(), nullable=False, comment="open sightings that are served or stored"),
         sa.Column("first_seen_at", sa.BigInteger(), nullable=False),
         sa.Column("last_seen_at", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "version",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="rises when the facts change: a judgement of older ones is void",
+        ),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_standing")),
-        comment="Where each certificate that was ever seen stands; one that was issued and never seen has no row.",
+        comment="Where each certificate stands that was ever seen, or that was issued so long ago that it should have been.",
     )
     op.create_index(
         "ix_standing_due_at",
@@ -395,6 +451,85 @@ def upgrade() -> None:
         sa.Column("bucket", sa.Text(), nullable=False, comment="of what: a state, an hour"),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("kind", "bucket", name=op.f("pk_tally")),
-        comment="Counters that are kept, so that no page has to count.",
+        comment="Counters that are kept, so that no page has to count. Of states, expiry, renewal and owners by triggers: whoever writes.",
         sqlite_with_rowid=False,
     )
+    for statement in counters.triggers(op.get_bind().dialect.name):
+        op.execute(statement)
+    op.execute("INSERT INTO tally (kind, bucket, number) SELECT 'owner', COALESCE(owner, ''), count(*) FROM identity GROUP BY 2")
+    _index_for_lists()
+    if op.get_bind().dialect.name == "sqlite":
+        _trigrams_on_sqlite()
+    else:
+        _trigrams_on_postgresql()
+        _certificates_by_month()
+
+
+def _index_for_lists() -> None:
+    op.drop_index("ix_certificate_not_after", "certificate")
+    op.create_index(
+        "ix_certificate_not_after", "certificate", ["not_after", "sha256", "identity_id", "authority_id", "profile", "key_type"], unique=False
+    )
+    op.create_index("ix_identity_owner", "identity", ["owner"], unique=False)
+
+
+def _trigrams_on_sqlite() -> None:
+    """Names by any three letters of theirs. The texts stay where they are: this holds the index only, kept by triggers."""
+    op.execute(
+        "CREATE VIRTUAL TABLE name_trigram USING fts5(text, content='name', content_rowid='id', tokenize='trigram case_sensitive 1')"
+    )
+    remove = "INSERT INTO name_trigram (name_trigram, rowid, text) VALUES ('delete', old.id, old.text);"
+    add = "INSERT INTO name_trigram (rowid, text) VALUES (new.id, new.text);"
+    op.execute(f"CREATE TRIGGER name_added AFTER INSERT ON name BEGIN {add} END")
+    op.execute(f"CREATE TRIGGER name_removed AFTER DELETE ON name BEGIN {remove} END")
+    op.execute(f"CREATE TRIGGER name_changed AFTER UPDATE OF text ON name BEGIN {remove} {add} END")
+
+
+def _trigrams_on_postgresql() -> None:
+    """The same with pg_trgm, which an owner of a database may install (it is a trusted extension since PostgreSQL 13).
+
+    Where it may not be installed, names are searched without an index; see "Search on PostgreSQL" in docs/inventory.md.
+    """
+    op.execute("CREATE INDEX ix_identity_prefix ON identity (name text_pattern_ops)")
+    op.execute("""
+        DO $$ BEGIN
+            CREATE EXTENSION IF NOT EXISTS pg_trgm;
+            CREATE INDEX ix_name_trigram ON name USING gin (text gin_trgm_ops);
+        EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR undefined_object THEN
+            RAISE NOTICE 'names are searched without an index: %', SQLERRM;
+        END $$
+    """)
+
+
+def _certificates_by_month() -> None:
+    """Make ``certificate`` a table partitioned by the certificates' ends; a server makes months, and moves what has none yet into them.
+
+    A table with rows gets the months of these rows at once, so that nobody has to move them. The columns keep their order.
+    """
+    run = op.get_bind().execute
+    indexes = run(
+        sa.text(
+            "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'certificate'"
+            " AND indexname NOT IN ('pk_certificate', 'uq_certificate_serial')"
+        )
+    ).all()
+    for index in indexes:
+        op.execute(f'DROP INDEX "{index.indexname}"')
+    op.execute("ALTER TABLE certificate DROP CONSTRAINT pk_certificate, DROP CONSTRAINT uq_certificate_serial")
+    op.execute("ALTER TABLE certificate RENAME TO certificate_before")
+    op.execute("CREATE TABLE certificate (LIKE certificate_before INCLUDING DEFAULTS INCLUDING COMMENTS) PARTITION BY RANGE (not_after)")
+    op.execute("CREATE TABLE certificate_default PARTITION OF certificate DEFAULT")
+    of_rows = "date_trunc('month', to_timestamp(not_after / 1000) AT TIME ZONE 'UTC')"
+    horizon = "date_trunc('month', now() AT TIME ZONE 'UTC') + interval '3 months'"
+    for row in run(
+        sa.text(f"SELECT first, first + interval '1 month' AS next FROM (SELECT DISTINCT {of_rows} AS first FROM certificate_before) AS of"  # noqa: S608
+                f" WHERE first <= {horizon} ORDER BY first")  # fmt: skip
+    ).all():
+        begin, end = (int(at.replace(tzinfo=UTC).timestamp()) * 1000 for at in (row.first, row.next))
+        op.execute(f"CREATE TABLE certificate_{row.first:%Y_%m} PARTITION OF certificate FOR VALUES FROM ({begin}) TO ({end})")
+    op.execute("INSERT INTO certificate SELECT * FROM certificate_before")
+    op.execute("DROP TABLE certificate_before")
+    op.execute("ALTER TABLE certificate ADD CONSTRAINT pk_certificate PRIMARY KEY (sha256, not_after)")
+    op.execute("ALTER TABLE certificate ADD CONSTRAINT uq_certificate_serial UNIQUE (serial, not_after)")
+    for index in indexes:
+        op.execute(index.indexdef)
