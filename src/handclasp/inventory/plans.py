@@ -1,0 +1,228 @@
+"""From what filters mean to how each table is read: ``certificate`` (issued here) and ``found`` (never issued here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Table, and_, exists, false, func, literal, or_, select
+from sqlalchemy.sql import ColumnElement
+
+from handclasp.inventory.conditions import (
+    Condition,
+    among,
+    holds,
+    identity_exists,
+    matches,
+    name_exists,
+    of_identity,
+    seen_by,
+    stands,
+    value,
+)
+from handclasp.inventory.filters import Filters
+from handclasp.inventory.resolve import Meaning
+from handclasp.inventory.walk import Plan
+from handclasp.store import tables
+
+_FOUND_STATES = ("valid", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes the plans for one question."""
+
+    filters: Filters
+    meaning: Meaning
+    now: int
+    sqlite: bool
+    many: int = 0
+    """How many certificates the listed identities have, as far as that is counted."""
+
+    def plans(self) -> list[Plan]:
+        """Return the plans whose results together are what fits."""
+        if self.meaning.nothing:
+            return []
+        return [*self._issued(), *self._found()]
+
+    # --- issued ---------------------------------------------------------------------------------------------------------------------------
+
+    def _issued(self) -> list[Plan]:
+        f, meaning, certificate = self.filters, self.meaning, tables.certificate
+        if f.origin == "found" or f.ca is True or f.triage is not None or (f.issuer is not None and not meaning.authorities):
+            return []
+        c = certificate.c
+        conditions = self._common(certificate)
+        if meaning.authority is not None:
+            conditions.append(value(c.authority_id) == meaning.authority)
+        if f.issuer is not None:
+            conditions.append(value(c.authority_id).in_(meaning.authorities))
+        if f.profile is not None:
+            conditions.append(c.profile == f.profile)
+        conditions += self._issued_state()
+        by_text = f.q is not None and "q" in meaning.met
+        if by_text and meaning.q_authorities:
+            assert f.q is not None
+            return self._driven(certificate, "issued", [*conditions, self._text(certificate)], ids=False)
+        return self._driven(certificate, "issued", conditions, ids=True)
+
+    def _issued_state(self) -> list[Condition]:
+        c, state = tables.certificate.c, self.filters.state
+        live: list[Condition] = [c.revoked_at.is_(None)]  # and its end lies ahead: see _ends
+        if state == "valid":
+            return [*live, c.superseded_by.is_(None)]
+        if state == "superseded":
+            return [*live, c.superseded_by.is_not(None)]
+        if state == "expired":
+            return live
+        return [c.revoked_at.is_not(None)] if state == "revoked" else []
+
+    # --- found ----------------------------------------------------------------------------------------------------------------------------
+
+    def _found(self) -> list[Plan]:
+        f, meaning, found = self.filters, self.meaning, tables.found
+        c = found.c
+        impossible = f.origin == "issued" or f.profile is not None
+        if impossible or (f.state is not None and f.state not in _FOUND_STATES):
+            return []
+        conditions = self._common(found)
+        if meaning.authority is not None:
+            conditions.append(self._ours(meaning.authority))
+        if f.issuer is not None:
+            conditions.append(or_(value(c.issuer_id).in_(meaning.issuers), self._ours(*meaning.authorities)))
+        if f.ca is not None:
+            conditions.append(c.is_ca == int(f.ca))
+        if f.triage is not None:
+            conditions.append(c.triage == f.triage)
+        if f.q is None or "q" not in meaning.met:
+            return self._driven(found, "found", conditions, ids=True)
+        # Identities that have the text in a name or owner, and besides them: issuers that have it, and what has no identity.
+        plans = self._driven(found, "found", conditions, ids=True) if meaning.ids else []
+        nameless = and_(c.identity_id.is_(None), holds(func.lower(c.subject), f.q, self.sqlite))
+        plans.append(Plan("found", found, found, [*conditions, nameless, *self._ends(found)], few=True))
+        if meaning.q_issuers or meaning.q_authorities:
+            signed = or_(value(c.issuer_id).in_(meaning.q_issuers), self._ours(*meaning.q_authorities))
+            plans += self._driven(found, "found", [*conditions, signed], ids=False)
+        return plans
+
+    def _ours(self, *authorities: int) -> Condition:
+        """Signed by an authority of ours: its key verifies the signature, or the certificate says so."""
+        if not authorities:
+            return false()
+        c, issuer = tables.found.c, tables.issuer.c
+        query = select(literal(1)).where(issuer.id == c.issuer_id, issuer.authority_id.in_(authorities))
+        named = exists(query.correlate_except(tables.issuer))
+        return or_(c.authority_id.in_(authorities), named)
+
+    # --- both -----------------------------------------------------------------------------------------------------------------------------
+
+    def _common(self, table: Table) -> list[Condition]:
+        """Return the conditions that both tables have, those that an index covers first."""
+        f, meaning, c = self.filters, self.meaning, table.c
+        conditions: list[Condition] = []
+        if f.key_type is not None:
+            conditions.append(c.key_type == f.key_type)
+        own = of_identity(f, meaning.met)
+        if own:
+            conditions.append(identity_exists(c.identity_id, *own))
+        if f.name is not None and "name" not in meaning.met:
+            name = tables.name.c
+            conditions.append(name_exists(c.identity_id, matches(name.text, name.reversed, f.name, self.sqlite)))
+        if f.q is not None and not meaning.direct and "q" not in meaning.met:
+            conditions.append(self._text(table))
+        if f.key is not None:
+            conditions.append(c.spki_sha256 == f.key)
+        if meaning.source is not None:
+            conditions.append(seen_by(c.sha256, meaning.source))
+        return conditions
+
+    def _text(self, table: Table) -> Condition:
+        """Return that a row has the text somewhere, asked of each row by itself."""
+        f, meaning, c = self.filters, self.meaning, table.c
+        assert f.q is not None
+        ways: list[Condition] = []
+        if table is tables.certificate:
+            if meaning.q_authorities:
+                ways.append(value(c.authority_id).in_(meaning.q_authorities))
+        else:
+            if meaning.q_issuers:
+                ways.append(value(c.issuer_id).in_(meaning.q_issuers))
+            if meaning.q_authorities:
+                ways.append(self._ours(*meaning.q_authorities))
+            ways.append(and_(c.identity_id.is_(None), holds(func.lower(c.subject), f.q, self.sqlite)))
+        if meaning.q_owners:
+            ways.append(identity_exists(c.identity_id, tables.identity.c.owner.in_(meaning.q_owners)))
+        if "q" in meaning.met and meaning.ids is not None:
+            ways.append(among(value(c.identity_id), meaning.ids, self.sqlite))
+        else:
+            ways.append(name_exists(c.identity_id, holds(tables.name.c.text, f.q, self.sqlite)))
+        return or_(*ways)
+
+    def _driven(self, table: Table, origin: str, conditions: list[Condition], *, ids: bool) -> list[Plan]:
+        """Return the plan that reads least: by what few things have, else by standing, else along the index of ends."""
+        f, meaning, c = self.filters, self.meaning, table.c
+        exact, standing = self._exact(table), self._standing(c.sha256)
+        listed, ends = meaning.ids if ids else None, self._ends(table)
+        if exact is not None:
+            return [Plan(origin, table, table, [*conditions, *standing, *ends, exact, *self._only(table, listed)], few=True)]
+        if listed is not None:
+            if self.many <= FEW_CERTIFICATES or len(listed) == 1:
+                column: ColumnElement[Any] = c.identity_id
+                wanted = column == listed[0] if len(listed) == 1 else among(column, listed, self.sqlite)
+                plan = Plan(origin, table, table, [*conditions, *standing], [wanted, *ends])
+                plan.few = len(listed) > 1 or self.many <= FEW_CERTIFICATES
+                return [plan]
+            return [Plan(origin, table, table, [*self._only(table, listed), *conditions, *standing], ends)]
+        if f.standing is not None:  # also unseen: who should have been seen by now has a row
+            return [self._by_standing(table, origin, conditions)]
+        if f.issuer is not None and table is tables.found and not meaning.authorities and len(meaning.issuers) == 1:
+            return [Plan(origin, table, table, conditions, [c.issuer_id == meaning.issuers[0], *ends])]
+        return [Plan(origin, table, table, conditions, ends)]
+
+    def _standing(self, sha256: ColumnElement[bytes]) -> list[Condition]:
+        wanted = self.filters.standing
+        return [] if wanted is None else [stands(sha256, tables.standing.c.state == wanted)]
+
+    def _ends(self, table: Table) -> list[Condition]:
+        """Return between which ends a walk goes."""
+        f, c = self.filters, table.c.not_after
+        ends: list[Condition] = []
+        if f.state in ("valid", "superseded"):
+            ends.append(c > self.now)
+        if f.state == "expired":
+            ends.append(c <= self.now)
+        if f.expires_after is not None:
+            ends.append(c >= f.expires_after)
+        if f.expires_before is not None:
+            ends.append(c < f.expires_before)
+        return ends
+
+    def _only(self, table: Table, ids: list[int] | None) -> list[Condition]:
+        return [] if ids is None else [among(value(table.c.identity_id), ids, self.sqlite)]
+
+    def _exact(self, table: Table) -> Condition | None:
+        """Return a condition that an index answers with a few rows, where there is one."""
+        f, meaning, c = self.filters, self.meaning, table.c
+        if meaning.direct:
+            return c.sha256.in_(meaning.direct)
+        if f.serial is not None:
+            return c.serial == f.serial
+        if f.sha256 is not None:
+            return c.sha256.between(*f.sha256)
+        if f.key is not None:
+            if table is tables.found:
+                return c.spki_sha256 == f.key
+            holder = select(tables.key.c.identity_id).where(tables.key.c.spki_sha256 == f.key)
+            return c.identity_id == holder.scalar_subquery()  # a key belongs to one identity
+        return None
+
+    def _by_standing(self, table: Table, origin: str, conditions: list[Condition]) -> Plan:
+        """Walk along the certificates that stand so: those that are to be looked at are few."""
+        standing = tables.standing
+        joined = standing.join(table, table.c.sha256 == standing.c.sha256)
+        fixed = [standing.c.state == self.filters.standing, standing.c.origin == origin, *self._ends(standing)]
+        return Plan(origin, standing, joined, conditions, fixed)
+
+
+FEW_CERTIFICATES = 50_000
+"""So many are sorted; of more, the index of ends is walked."""

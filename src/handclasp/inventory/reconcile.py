@@ -1,0 +1,222 @@
+"""Keeping every standing current: judges again what changed, and what time changes.
+
+Whoever writes a fact (a sighting begins or ends, a certificate is superseded or revoked) raises the ``version`` of the certificate's
+standing in the same write and makes it due. A judgement reads the facts, decides (:mod:`handclasp.inventory.states`), and counts only if the
+version is still the one it saw; so any number of processes may judge at once, in any order, killed anywhere, and the last word is about the
+newest facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, case, func, select
+
+from handclasp.clock import Clock
+from handclasp.faults import declare, fault
+from handclasp.inventory import statements, tallies
+from handclasp.inventory.rows import STANDING_ROLES, in_chunks
+from handclasp.inventory.states import Facts, Graces, Judgement, judge
+from handclasp.store import tables
+from handclasp.store.database import Store
+from handclasp.store.writes import Change, Write
+
+declare("reconcile.read", "reconcile.written")
+
+AT_ONCE = 400
+"""Certificates judged in one write."""
+DAY = 86_400_000
+RECOUNTED = "inventory.recounted"
+"""When counters were last counted again, in ``meta``."""
+ROLES = sorted(STANDING_ROLES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    open: int
+    last_seen_at: int
+    ended_at: int | None
+
+
+_Known = tuple[Facts, _Seen | None, int | None]
+"""Facts, sightings, and the identity's number."""
+
+
+class Reconciler:
+    """Judges standings. Any number of calls at once, in any number of processes."""
+
+    def __init__(self, store: Store, clock: Clock, graces: Graces | None = None) -> None:
+        self._store = store
+        self._clock = clock
+        self.graces = graces or Graces()
+
+    async def step(self, limit: int = 10_000) -> int:
+        """Judge what is due, at most ``limit`` of them; return how many were. Durable on return. Raises ``unavailable``."""
+        done = 0
+        column = tables.standing.c
+        while done < limit:
+            due = select(column.sha256).where(column.due_at <= self._clock()).order_by(column.due_at).limit(AT_ONCE)
+            rows = await self._store.rows(due)
+            if not rows:
+                break
+            settled = await self.judge([bytes(row.sha256) for row in rows])
+            done += len(rows)
+            if not settled:
+                break  # others are at it
+        return done
+
+    async def judge(self, certificates: Iterable[bytes]) -> int:
+        """Judge these certificates (those of them that have a standing); return how many. Durable on return."""
+        done = 0
+        for chunk in in_chunks(list(dict.fromkeys(certificates)), AT_ONCE):
+            done += await self._judge(chunk)
+        return done
+
+    async def recount_if_due(self) -> dict[tuple[str, str], int]:
+        """As :meth:`recount`, once a day, and not on the first: an installation has been counting for a day before it is looked at."""
+        now = self._clock()
+        row = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == RECOUNTED))
+        if row is not None and int(row.value) + DAY > now:
+            return {}
+        await self._store.ledger.commit(Write([], [Change(statements.keep_place, rows=[{"name": RECOUNTED, "value": str(now)}])]))
+        return await self.recount() if row is not None else {}
+
+    async def recount(self) -> dict[tuple[str, str], int]:
+        """Count again everything that is kept by triggers, and put right what is wrong; return by how much each counter was off.
+
+        They are kept in the transactions of what they count, so there is nothing to put right unless somebody changed rows by hand.
+        """
+        return await tallies.recount(self._store)
+
+    async def _judge(self, chunk: Sequence[bytes]) -> int:
+        now = self._clock()
+        standings = await self._store.rows(select(tables.standing).where(tables.standing.c.sha256.in_(chunk)))
+        if not standings:
+            return 0
+        facts = await self._facts(standings, now)
+        fault("reconcile.read")
+        settle: list[dict[str, Any]] = []
+        unsettle: list[dict[str, Any]] = []
+        for row in standings:
+            sha256 = bytes(row.sha256)
+            known, seen, identity_id = facts[sha256]
+            judgement = judge(known, now, self.graces)
+            if judgement is None:
+                unsettle.append({"sha256": sha256, "version": row.version})
+            else:
+                settle.append(_settled(row, known, seen, judgement, now) | {"identity_id": identity_id})
+        changes = [Change(statements.settle, rows=settle)] if settle else []
+        changes += [Change(statements.unsettle, rows=unsettle)] if unsettle else []
+        await self._store.ledger.commit(Write([], changes))
+        fault("reconcile.written")
+        return len(standings)
+
+    # --- facts --------------------------------------------------------------------------------------------------------------------------
+
+    async def _facts(self, standings: Sequence[Row[Any]], now: int) -> dict[bytes, _Known]:
+        wanted = [bytes(row.sha256) for row in standings]
+        seen = await self._sightings(wanted)
+        issued = {bytes(row.sha256): row for row in await self._store.rows(_issued(wanted))}
+        found = {bytes(row.sha256): row for row in await self._store.rows(_found([one for one in wanted if one not in issued]))}
+        facts: dict[bytes, _Known] = {}
+        vanished: dict[bytes, int] = {}
+        for row in standings:
+            sha256 = bytes(row.sha256)
+            known = _facts_of(row, seen.get(sha256), issued.get(sha256), found.get(sha256))
+            facts[sha256] = (known, seen.get(sha256), (issued.get(sha256) or found.get(sha256) or row).identity_id)
+            last = seen.get(sha256)
+            if last is not None and last.ended_at is not None and _may_be_gone(known, now):
+                vanished[sha256] = last.ended_at
+        for sha256 in await self._replaced(vanished):
+            known, last, identity_id = facts[sha256]
+            facts[sha256] = (replace(known, replaced=True), last, identity_id)
+        return facts
+
+    async def _sightings(self, wanted: Sequence[bytes]) -> dict[bytes, _Seen]:
+        """Return, for each certificate that was seen, in how many places it is, and until when it was last seen."""
+        sighting, location = tables.sighting.c, tables.location.c
+        is_open = sighting.ended_at.is_(None)
+        query = (
+            select(
+                sighting.sha256,
+                func.sum(case((is_open, 1), else_=0)).label("open"),
+                func.max(case((is_open, func.coalesce(location.seen_at, sighting.last_seen_at)), else_=sighting.last_seen_at)).label(
+                    "last"
+                ),
+                func.max(sighting.ended_at).label("ended"),
+            )
+            .join_from(tables.sighting, tables.location, location.id == sighting.location_id)
+            .where(sighting.sha256.in_(wanted), sighting.role.in_(ROLES))
+            .group_by(sighting.sha256)
+        )
+        rows = await self._store.rows(query)
+        return {bytes(row.sha256): _Seen(int(row.open), row.last, None if row.open else row.ended) for row in rows}
+
+    async def _replaced(self, vanished: dict[bytes, int]) -> set[bytes]:
+        """Return those in whose last place another certificate came when they went, or later."""
+        found: set[bytes] = set()
+        for still in (True, False):  # each by its own index
+            left = [sha256 for sha256 in vanished if sha256 not in found]
+            if not left:
+                break
+            gone, there = tables.sighting.alias("gone"), tables.sighting.alias("there")
+            query = (
+                select(gone.c.sha256, gone.c.ended_at)
+                .distinct()
+                .join_from(gone, there, there.c.location_id == gone.c.location_id)
+                .where(gone.c.sha256.in_(left), gone.c.role.in_(ROLES), there.c.role.in_(ROLES), there.c.sha256 != gone.c.sha256)
+                .where(there.c.first_seen_at >= gone.c.ended_at)
+                .where(there.c.ended_at.is_(None) if still else there.c.ended_at >= gone.c.ended_at)
+            )
+            rows = await self._store.rows(query)
+            found |= {bytes(row.sha256) for row in rows if row.ended_at == vanished[bytes(row.sha256)]}
+        return found
+
+
+def _issued(wanted: Sequence[bytes]) -> Any:
+    c = tables.certificate.c
+    return select(
+        c.sha256, c.identity_id, c.not_before, c.not_after, c.superseded_at, c.revoked_at, c.profile, c.obtained_by
+    ).where(c.sha256.in_(wanted))  # fmt: skip
+
+
+def _found(wanted: Sequence[bytes]) -> Any:
+    c = tables.found.c
+    return select(c.sha256, c.identity_id, c.not_after, c.authority_id, c.first_seen_at).where(c.sha256.in_(wanted))
+
+
+def _facts_of(row: Row[Any], seen: _Seen | None, issued: Row[Any] | None, found: Row[Any] | None) -> Facts:
+    """Put together what is known. Where retention took the rows behind a standing, the standing itself says what they said."""
+    first = row.first_seen_at or None
+    count = seen.open if seen is not None else 0
+    if issued is not None:
+        return Facts(
+            "issued", issued.not_after, first, count, superseded_at=issued.superseded_at, revoked_at=issued.revoked_at,
+            issued_at=issued.not_before, apart=is_apart(issued.profile, issued.obtained_by),
+        )  # fmt: skip
+    if found is not None:
+        return Facts("found", found.not_after, first, count, ours=found.authority_id is not None)
+    return Facts(row.origin, row.not_after, first, count, replaced=row.state == "past")
+
+
+def _may_be_gone(facts: Facts, now: int) -> bool:
+    ended = facts.not_after and facts.not_after <= now
+    return not (facts.open or ended or facts.superseded_at is not None or facts.revoked_at is not None)
+
+
+def _settled(row: Row[Any], facts: Facts, seen: _Seen | None, judgement: Judgement, now: int) -> dict[str, Any]:
+    return {
+        "sha256": bytes(row.sha256), "version": row.version, "state": judgement.state, "due_at": judgement.due_at, "now": now,
+        "open": facts.open, "last_seen_at": row.last_seen_at if seen is None else max(seen.last_seen_at, row.last_seen_at),
+        "not_after": facts.not_after,
+    }  # fmt: skip
+
+
+def is_apart(profile: str, obtained_by: str) -> bool:
+    """Tell whether Handclasp itself holds a certificate: agents' own, with which they come here, and those of the server's listeners.
+
+    Nothing that discovery reads need ever show them, and a fresh installation has one: that it was never seen would mean nothing.
+    """
+    return profile == "agent" or obtained_by == "server"
