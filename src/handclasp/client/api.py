@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, overload
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -20,6 +20,11 @@ from handclasp import wire
 from handclasp.client.connections import Connections, CredentialSource, Followed, Reply, unverified_context
 from handclasp.client.material import Credential
 from handclasp.errors import HandclaspError, Kind
+
+if TYPE_CHECKING:
+    from handclasp.wire.discovery import LeaseRequest, PartLease, PartRecord, PartRecorded
+    from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings
+    from handclasp.wire.observations import Recorded, Sightings
 
 __all__ = ["ApiClient", "Credential", "Followed", "Raw", "Text", "unverified_context"]
 
@@ -238,6 +243,53 @@ class ApiClient:
         """Return what this agent may serve on its socket, and the tag of that; None when it is still the one with ``etag``."""
         body, tag, changed = self.raw("/v1/agents/self/workloads", etag=etag)
         return (self.decode(body, wire.WorkloadList), tag) if changed else None
+
+    def file_scans(self, *, etag: str = "") -> tuple[FileScanList, str] | None:
+        """Return the scans of files that are due for this agent, and the tag of that; None when it is still the one with ``etag``."""
+        from handclasp.wire.filescans import FileScanList
+
+        body, tag, changed = self.raw("/v1/agents/self/scans", etag=etag)
+        return (self.decode(body, FileScanList), tag) if changed else None
+
+    def file_sightings(self, found: FileSightings) -> FileRecorded:
+        """Tell what this agent found in files. Telling it twice is harmless."""
+        from handclasp.wire.filescans import FileRecorded
+
+        return self.call("POST", "/v1/agents/self/sightings", body=found, response=FileRecorded)
+
+    def lease_part(self, request: LeaseRequest) -> PartLease:
+        """Lease a part of a scan, as a collector; the answer's ``scan`` is None where there is nothing to do."""
+        from handclasp.wire.discovery import PartLease
+
+        return self.call("POST", "/v1/scans:lease", body=request, response=PartLease)
+
+    def record_part(self, scan: str, part: int, record: PartRecord) -> PartRecorded:
+        """Hand in what was read of a leased part. Recording the same twice is harmless, only the scan's numbers count it twice."""
+        from handclasp.wire.discovery import PartRecorded
+
+        return self.call("POST", f"/v1/scans/{quote(scan)}/parts/{part}:record", body=record, response=PartRecorded)
+
+    def import_sightings(self, source: str, sightings: Sightings) -> Recorded:
+        """Hand in certificates that were somewhere. Twice the same is the same as once."""
+        from handclasp.wire.discovery import ImportRequest
+        from handclasp.wire.observations import Recorded
+
+        body = ImportRequest(sightings=sightings)
+        return self.call("POST", f"/v1/sources/{quote(source)}:import", body=body, response=Recorded)
+
+    def stream(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[bytes]:
+        """Yield the answer to a GET as it comes, whatever its size. Not repeated on failure; what breaks off raises ``unavailable``."""
+        headers = {"Accept": "*/*", "User-Agent": "handclasp"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        refused: Reply | None = None
+        for piece in self._connections.pieces(path + _query(params), headers):
+            if piece.status == 200:
+                yield piece.body
+            else:
+                refused = piece if refused is None else Reply(piece.status, piece.headers, refused.body + piece.body[:65536])
+        if refused is not None:
+            self._refuse(refused)
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 

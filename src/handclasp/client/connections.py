@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -115,6 +115,26 @@ class Connections:
         else:
             self._give_back(connection, context)
         return reply
+
+    def pieces(self, target: str, headers: dict[str, str]) -> Iterator[Reply]:
+        """Send one GET and yield its answer piece by piece, each with the status and headers: for answers of any size.
+
+        Raises as :meth:`exchange`, also in the middle: an answer that breaks off is never taken for a whole one.
+        """
+        context = self._current_context()
+        connection = self._take(context)
+        try:
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            told = {name.lower(): value for name, value in response.getheaders()}
+            while chunk := response.read1(262144):
+                yield Reply(response.status, told, chunk)
+            if response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._explain(error) from error
+        finally:
+            connection.close()
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         deadline = time.monotonic() + 20 * self._timeout  # each wait is bounded by the timeout; this bounds a server that drips

@@ -1,0 +1,487 @@
+"""Reading a cluster, from an API server that behaves as a real one does, also when it does not feel well."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from handclasp.discovery.kubernetes import api as kubernetes_api
+from handclasp.discovery.kubernetes.kind import KUBERNETES
+from handclasp.discovery.source import Observed, Place, Scope
+from handclasp.errors import Kind
+from support.errors import refused
+from support.fake_server import FakeAuthority, key_pem, pem
+from support.kube_api import Fault, KubeApi, fill, kube_api, rules_of
+from support.reading import Read, parts, read, settings_of, tools
+
+MANIFESTS = Path(__file__).resolve().parents[2] / "packaging/kubernetes"
+AUTHORITY = FakeAuthority("Workloads")
+OTHER = FakeAuthority("Elsewhere")
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+ROOT, ISSUING = der(AUTHORITY.root), der(AUTHORITY.issuing)
+
+
+def b64(data: bytes | str) -> str:
+    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+
+
+def credential(*dns: str) -> tuple[bytes, bytes, bytes]:
+    """Chain and key as PEM, and the leaf."""
+    chain, key = AUTHORITY.credential(dns=list(dns))
+    return chain, key, der(x509.load_pem_x509_certificates(chain)[0])
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[KubeApi]:
+    with kube_api(tmp_path / "cluster") as one:
+        one.put("namespaces", "prod", labels={"team": "payments"})
+        one.put("namespaces", "test", labels={"team": "quality"})
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in these tests is worth waiting for."""
+    monkeypatch.setattr(kubernetes_api, "BACKOFF", 0.01)
+
+
+def whole(api: KubeApi, **more: Any) -> Read:
+    given = api.access(rate=1000.0, **{"tls_secrets": ["*"], "opaque_secrets": ["*"], "config_maps": ["*"]} | more)
+    return read(KUBERNETES, given, api.home)
+
+
+# --- what is read -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_tls_secrets_without_their_keys(api: KubeApi) -> None:
+    chain, key, leaf = credential("web.prod")
+    api.secret(
+        "web-tls",
+        "prod",
+        {"tls.crt": chain, "tls.key": key, "ca.crt": pem(AUTHORITY.root).encode()},
+        labels={"app": "web"},
+        metadata={
+            "annotations": {
+                "cert-manager.io/certificate-name": "web",
+                "cert-manager.io/issuer-name": "ca",
+                "kubectl.kubernetes.io/last-applied-configuration": json.dumps({"data": {"tls.key": b64(key)}}),
+            },
+            "ownerReferences": [{"kind": "Certificate", "name": "web", "controller": True}],
+        },
+    )
+    found = whole(api)
+    one = found["k8s:c1/prod/secret/web-tls#tls.crt"]
+    assert [(seen.der, seen.role, seen.chain) for seen in one.certificates] == [(leaf, "stored", [ISSUING])]
+    assert one.private_key is not None
+    assert one.private_key.spki_sha256 is None
+    assert (one.unit, one.kind, one.shown) == ("c1/*/tls-secrets", "kubernetes", "c1: prod/secret/web-tls (tls.crt)")
+    assert one.facts == {
+        "cluster": "c1",
+        "namespace": "prod",
+        "namespace_labels": {"team": "payments"},
+        "workload": "Certificate/web",
+        "workload_labels": {"app": "web"},
+    }
+    assert one.details["cert_manager"] == {"certificate": "web", "issuer": "ca", "issuer_kind": None}
+    anchors = found["k8s:c1/prod/secret/web-tls#ca.crt"]
+    assert [(seen.der, seen.role) for seen in anchors.certificates] == [(ROOT, "anchor")]
+    said = repr(found)
+    assert b64(key)[40:80] not in said
+    assert key.decode().split("\n")[1] not in said
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"tls.crt": b"", "tls.key": b""}, None),
+        ({"tls.crt": b"nothing", "tls.key": b"x"}, "tls.crt holds no certificate"),
+        ({"tls.crt": key_pem(AUTHORITY.key), "tls.key": b"x"}, "tls.crt holds no certificate, but a private key"),
+    ],
+)
+def test_tls_secrets_that_hold_none(api: KubeApi, data: dict[str, bytes], problem: str | None) -> None:
+    api.secret("odd", "prod", data)
+    found = whole(api)
+    if problem is None:
+        assert [key for key in found.keys if "odd" in key] == []
+    else:
+        one = found["k8s:c1/prod/secret/odd#tls.crt"]
+        assert (one.problem, one.certificates) == (problem, [])
+    assert "BEGIN EC" not in repr(found)
+
+
+def test_a_certificate_that_cannot_be_read_is_kept(api: KubeApi) -> None:
+    broken = "-----BEGIN CERTIFICATE-----\nMIIB!!!\n-----END CERTIFICATE-----\n"
+    api.secret("broken", "prod", {"tls.crt": broken.encode(), "tls.key": b"x"})
+    (seen,) = whole(api)["k8s:c1/prod/secret/broken#tls.crt"].certificates
+    assert seen.der == b"MIIB!!!"
+
+
+def test_certificates_in_opaque_secrets_and_config_maps(api: KubeApi) -> None:
+    chain, key, leaf = credential("db.prod")
+    for lead in range(3):  # base64 looks different at each of three offsets
+        api.secret(f"combined-{lead}", "prod", {"server.pem": b"x" * lead + key + chain, "password": b"hunter2"}, "Opaque")
+    api.put("configmaps", "trust", "test", data={"roots.pem": pem(OTHER.root) + pem(AUTHORITY.root), "note": "no CERTIFICATE here"})
+    found = whole(api)
+    for lead in range(3):
+        one = found[f"k8s:c1/prod/secret/combined-{lead}#server.pem"]
+        assert [(seen.der, seen.chain) for seen in one.certificates] == [(leaf, [ISSUING])]
+        assert one.private_key is not None
+    bundle = found["k8s:c1/test/configmap/trust#roots.pem"]
+    assert [(seen.role, seen.der) for seen in bundle.certificates] == [("anchor", der(OTHER.root)), ("anchor", ROOT)]
+    assert len([key for key in found.keys if "password" in key or "note" in key]) == 0
+    assert key.decode().split("\n")[1] not in repr(found)
+
+
+def test_anchors_of_the_cluster_itself(api: KubeApi) -> None:
+    ca = b64(pem(AUTHORITY.root))
+    service = {"service": {"name": "hook", "namespace": "test", "path": "/x"}}
+    api.put(
+        "mutatingwebhookconfigurations",
+        "injector",
+        webhooks=[
+            {"name": "a.example.org", "clientConfig": {"caBundle": ca, **service}},
+            {"name": "b.example.org", "clientConfig": {"caBundle": b64("garbled"), "url": "https://hook.example.org/"}},
+            {"name": "c.example.org", "clientConfig": {"url": "https://public.example.org/"}},
+        ],
+    )
+    api.put("validatingwebhookconfigurations", "checks", webhooks=[{"name": "d", "clientConfig": {"caBundle": ca}}])
+    api.put("apiservices", "v1.tap", spec={"caBundle": ca, "service": {"name": "tap", "namespace": "linkerd"}})
+    api.put("apiservices", "v1.", spec={"groupPriorityMinimum": 1})
+    api.put(
+        "customresourcedefinitions",
+        "things.example.org",
+        spec={"conversion": {"strategy": "Webhook", "webhook": {"clientConfig": {"caBundle": ca}}}, "versions": [{"schema": {}}]},
+    )
+    api.put("clustertrustbundles", "example.org:mesh:v1", spec={"signerName": "example.org/mesh", "trustBundle": pem(AUTHORITY.root) * 2})
+    api.put("configmaps", "kube-root-ca.crt", "prod", data={"ca.crt": pem(OTHER.root)})
+    api.put(
+        "configmaps",
+        "extension-apiserver-authentication",
+        "kube-system",
+        data={"client-ca-file": pem(OTHER.root), "requestheader-client-ca-file": pem(AUTHORITY.root), "requestheader-allowed-names": "[]"},
+    )
+    found = whole(api)
+    for key in (
+        "mutatingwebhook/injector#a.example.org",
+        "validatingwebhook/checks#d",
+        "apiservice/v1.tap",
+        "crd/things.example.org#conversion",
+        "clustertrustbundle/example.org:mesh:v1",
+        "kube-system/configmap/extension-apiserver-authentication#requestheader-client-ca-file",
+    ):
+        assert [(seen.role, seen.der) for seen in found[f"k8s:c1/{key}"].certificates] == [("anchor", ROOT)], key
+    assert found["k8s:c1/mutatingwebhook/injector#a.example.org"].details["service"] == "test/hook"
+    (garbled,) = found["k8s:c1/mutatingwebhook/injector#b.example.org"].certificates
+    assert (garbled.der, garbled.role) == (b"garbled", "anchor")
+    assert found["k8s:c1/prod/configmap/kube-root-ca.crt#ca.crt"].certificates[0].der == der(OTHER.root)
+    assert not any("c.example.org" in key or "v1.#" in key for key in found.keys)
+    assert sum("kube-root-ca.crt" in key for key in found.keys) == 1, "not once more by the search in all ConfigMaps"
+
+
+def test_what_was_signed_through_the_api(api: KubeApi) -> None:
+    old, _, _ = credential("node")
+    new, _, newest = credential("node")
+    for name, chain, at in (("csr-a", new, "2026-03-01T00:00:00Z"), ("csr-b", old, "2026-02-01T00:00:00Z")):
+        api.put(
+            "certificatesigningrequests",
+            name,
+            metadata={"creationTimestamp": at},
+            spec={"signerName": "kubernetes.io/kubelet-serving", "username": "system:node:n1", "request": "…", "usages": ["server auth"]},
+            status={"certificate": b64(chain)},
+        )
+    api.put("certificatesigningrequests", "pending", spec={"signerName": "x/y", "username": "u"}, status={})
+    api.put(
+        "podcertificaterequests",
+        "req-1",
+        "prod",
+        spec={"signerName": "example.org/mesh", "podName": "web-1", "serviceAccountName": "web", "nodeName": "n1"},
+        status={"certificateChain": new.decode(), "beginRefreshAt": "2026-01-01T00:00:00Z"},
+    )
+    found = whole(api)
+    one = found["k8s:c1/signed/kubernetes.io/kubelet-serving/system:node:n1"]
+    assert [seen.der for seen in one.certificates] == [newest]
+    assert one.kind == "ca"
+    pod = found["k8s:c1/prod/podcertificate/example.org/mesh/web/web-1"]
+    assert [seen.der for seen in pod.certificates] == [newest]
+    assert pod.facts["service_account"] == "web"
+    assert not any("signing" in one.unit or "podcert" in one.unit for one in found.covered), "an object that went says nothing"
+
+
+def test_who_uses_a_secret(api: KubeApi) -> None:
+    chain, key, _ = credential("shop.example.org")
+    api.secret("shop-tls", "prod", {"tls.crt": chain, "tls.key": key})
+    api.put("ingresses", "shop", "prod", spec={"tls": [{"hosts": ["shop.example.org"], "secretName": "shop-tls"}, {"hosts": ["x"]}]})
+    api.put(
+        "gateways",
+        "edge",
+        "test",
+        spec={
+            "listeners": [
+                {
+                    "name": "https",
+                    "hostname": "*.shop.example.org",
+                    "tls": {"certificateRefs": [{"name": "shop-tls", "namespace": "prod"}]},
+                },
+                {"name": "http"},
+            ]
+        },
+    )
+    api.put(
+        "certificates",
+        "shop",
+        "prod",
+        labels={"app.kubernetes.io/part-of": "shop"},
+        spec={"secretName": "shop-tls", "issuerRef": {"name": "le", "kind": "ClusterIssuer"}, "dnsNames": ["shop.example.org"]},
+        status={
+            "conditions": [{"type": "Ready", "status": "False", "reason": "Failed"}],
+            "renewalTime": "2026-05-01T00:00:00Z",
+            "failedIssuanceAttempts": 3,
+        },
+    )
+    found = whole(api)
+    facts = found["k8s:c1/prod/secret/shop-tls#tls.crt"].facts
+    assert facts["hosts"] == ["*.shop.example.org", "shop.example.org"]
+    assert facts["used_by"] == ["certificate/prod/shop", "gateway/test/edge", "ingress/prod/shop"]
+    assert facts["workload_labels"] == {"app.kubernetes.io/part-of": "shop"}
+    wanted = found["k8s:c1/prod/certificate/shop"].details
+    assert (wanted["issuer"], wanted["renewal_time"], wanted["failed_attempts"]) == ("ClusterIssuer/le", "2026-05-01T00:00:00Z", 3)
+    assert (wanted["ready"], wanted["dns"], wanted["secret"]) == (False, ["shop.example.org"], "prod/shop-tls")
+    assert found["k8s:c1/test/gateway/edge"].details["tls"] == [{"secret": "prod/shop-tls", "hosts": ["*.shop.example.org"]}]
+
+
+def test_every_object_of_the_wrong_shape_is_one_failure(api: KubeApi) -> None:
+    chain, key, leaf = credential("web.prod")
+    api.secret("good", "prod", {"tls.crt": chain, "tls.key": key})
+    api.put("secrets", "bad", "prod", type="kubernetes.io/tls", data=["not", "a", "map"])
+    api.put("configmaps", "bad", "prod", data={"a": ["CERTIFICATE-----"]})
+    found = whole(api)
+    assert found["k8s:c1/prod/secret/good#tls.crt"].certificates[0].der == leaf
+    assert sorted(one.what for one in found.failed) == ["prod/bad", "prod/bad"]
+    assert not any(one.unit in ("c1/*/tls-secrets", "c1/*/configmaps") for one in found.covered), "something in them was not read"
+
+
+# --- what is covered ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_scope_leaves_namespaces_out_and_makes_other_units(api: KubeApi) -> None:
+    for namespace in ("prod", "test"):
+        chain, key, _ = credential("web")
+        api.secret("web", namespace, {"tls.crt": chain, "tls.key": key})
+    given = api.access(rate=1000.0, tls_secrets=["*"], cluster_objects=False)
+    found = read(KUBERNETES, given, api.home, scope=Scope(deny=["test"], loopback=True))
+    assert [key for key in found.keys if "secret" in key] == ["k8s:c1/prod/secret/web#tls.crt"]
+    units = {one.unit for one in found.covered}
+    assert "c1/*/tls-secrets" not in units, "what the scope left out would be gone"
+    assert {one.unit for one in found.observed} <= units
+    named = read(KUBERNETES, given | {"tls_secrets": ["prod", "test"]}, api.home, scope=Scope(deny=["test"], loopback=True))
+    assert {one.unit for one in named.covered} >= {"c1/prod/tls-secrets"}
+    assert not any("test" in one.unit for one in named.covered)
+
+
+def test_a_namespace_that_is_forbidden_failed_and_is_not_covered(api: KubeApi) -> None:
+    api.rules = rules_of(yaml.safe_load_all(_roles("prod")))
+    for namespace in ("prod", "test"):
+        chain, key, _ = credential("web")
+        api.secret("web", namespace, {"tls.crt": chain, "tls.key": key})
+    found = whole(api, tls_secrets=["prod", "test"], opaque_secrets=[], config_maps=[], cluster_objects=False, namespaces=[])
+    assert [one.what for one in found.failed] == ["test/tls-secrets"]
+    assert "403" in found.failed[0].problem
+    assert [one.unit for one in found.covered] == ["c1/prod/tls-secrets"]
+
+
+def _roles(namespace: str) -> str:
+    return f"""
+kind: Role
+metadata: {{name: r, namespace: {namespace}}}
+rules: [{{apiGroups: [""], resources: [secrets], verbs: [list]}}]
+---
+kind: RoleBinding
+metadata: {{name: b, namespace: {namespace}}}
+roleRef: {{kind: Role, name: r}}
+"""
+
+
+def test_a_cluster_without_optional_apis_is_read_without_failure(api: KubeApi) -> None:
+    from support import kube_api as module
+
+    kinds = {name: kind for name, kind in module.KINDS.items() if name not in ("gateways", "certificates", "podcertificaterequests")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "KINDS", kinds)
+        found = whole(api)
+    assert found.failed == []
+    assert not any("gateways" in one.unit for one in found.covered)
+
+
+@contextlib.contextmanager
+def small_pages(number: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        real = kubernetes_api.Api.page
+
+        async def page(self: Any, path: str, params: Any, more: str = "", *, limit: int = 100, metadata: bool = False) -> Any:
+            return await real(self, path, params, more, limit=min(limit, number), metadata=metadata)
+
+        patch.setattr(kubernetes_api.Api, "page", page)
+        yield
+
+
+def secrets_only(api: KubeApi, **more: Any) -> dict[str, Any]:
+    return api.access(rate=1000.0, cluster_objects=False, namespaces=[], tls_secrets=["*"], **more)
+
+
+def test_pages_of_a_list_that_is_forgotten_in_the_middle_are_read_again_and_nothing_is_gone(api: KubeApi) -> None:
+    leaves = fill(api, 25, "prod")
+    pages: list[int] = []
+
+    def compact(path: str, status: int) -> None:
+        pages.append(status)
+        if len(pages) == 3:
+            api.compact()
+
+    with small_pages(5):
+        api.on_page = lambda path, status: compact(path, status) if "secrets" in path else None
+        found = read(KUBERNETES, secrets_only(api), api.home)
+    assert pages == [200, 200, 200, 410, 200, 200, 200, 200, 200]
+    assert {one.certificates[0].der for one in found.observed if one.key.endswith("tls.crt")} == set(leaves)
+    assert [one.unit for one in found.covered] == ["c1/*/tls-secrets"]
+
+
+def test_a_list_that_is_always_forgotten_is_given_up_and_covers_nothing(api: KubeApi) -> None:
+    fill(api, 25, "prod")
+    found: list[Any] = []
+    with small_pages(5):
+        api.on_page = lambda path, status: api.compact()
+        with refused(Kind.UNAVAILABLE, "faster"):
+            collect(api, secrets_only(api), found.append)
+    assert not any(type(one).__name__ == "Covered" for one in found)
+
+
+def collect(api: KubeApi, given: dict[str, Any], take: Callable[[Any], object], place: str = "") -> None:
+    """Read the one part that there is, from a place on; ``take`` may stop it by an exception."""
+
+    async def run() -> None:
+        using, settings = tools(api.home), settings_of(KUBERNETES, given)
+        (part,) = await parts(KUBERNETES, settings, using)
+        async with contextlib.aclosing(KUBERNETES.read(settings, part, place, using)) as readings:  # type: ignore[type-var]
+            async for one in readings:
+                take(one)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_reader_that_dies_is_gone_on_from_its_place(api: KubeApi, forgotten: bool) -> None:
+    leaves, seen, places = fill(api, 25, "prod"), list[Any](), list[str]()
+
+    def until_half(one: Any) -> None:
+        seen.append(one)
+        if isinstance(one, Place):
+            places.append(one.text)
+            if len(places) == 3:
+                raise _KilledError
+
+    with small_pages(5):
+        with pytest.raises(_KilledError):
+            collect(api, secrets_only(api), until_half)
+        if forgotten:
+            api.compact()
+        api.requests.clear()
+        rest: list[Any] = []
+        collect(api, secrets_only(api), rest.append, places[-1])
+    lists = [path for path in api.requests if "/secrets" in path]
+    assert len(lists) == (6 if forgotten else 2), "what was read before is read again only when it must be"
+    ders = {one.certificates[0].der for one in seen + rest if isinstance(one, Observed) and one.key.endswith("tls.crt")}
+    assert ders == set(leaves)
+    assert [one.unit for one in rest if type(one).__name__ == "Covered"] == ["c1/*/tls-secrets"]
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("/secrets", status=429, retry_after="0"),
+        Fault("/secrets", status=500, count=2),
+        Fault("/secrets", status=503),
+        Fault("/secrets", broken="json"),
+        Fault("/secrets", broken="reset"),
+        Fault("/secrets", status=504, after=1),
+    ],
+    ids=lambda fault: fault.broken or str(fault.status),
+)
+def test_what_passes_is_tried_again(api: KubeApi, fault: Fault) -> None:
+    leaves = fill(api, 12, "prod")
+    api.faults.append(fault)
+    with small_pages(5):
+        found = read(KUBERNETES, secrets_only(api), api.home)
+    assert fault.count == 0
+    assert {one.certificates[0].der for one in found.observed if one.key.endswith("tls.crt")} == set(leaves)
+    assert len(found.covered) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault("/secrets", status=500, count=99), Kind.UNAVAILABLE),
+        (Fault("/secrets", broken="json", count=99), Kind.UNAVAILABLE),
+        (Fault("/secrets", broken="reset", count=99), Kind.UNAVAILABLE),
+        (Fault("/secrets", status=401, count=99), Kind.NOT_ALLOWED),
+    ],
+    ids=["500", "json", "reset", "401"],
+)
+def test_what_does_not_pass_fails_the_part_and_covers_nothing(api: KubeApi, fault: Fault, kind: Kind) -> None:
+    fill(api, 3, "prod")
+    api.faults.append(fault)
+    found: list[Any] = []
+    with refused(kind):
+        collect(api, secrets_only(api), found.append)
+    assert found == []
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handclasp.discovery.kubernetes.access.TIMEOUT", 0.2)
+    fill(api, 3, "prod")
+    api.faults.append(Fault("/secrets", broken="silence"))
+    found = read(KUBERNETES, secrets_only(api), api.home)
+    assert len(found.covered) == 1
+
+
+def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handclasp.discovery.kubernetes.access.MAX_ANSWER", 60_000)
+    leaves = fill(api, 40, "prod")
+    found = read(KUBERNETES, secrets_only(api), api.home)
+    assert {one.certificates[0].der for one in found.observed if one.key.endswith("tls.crt")} == set(leaves)
+
+
+def test_the_rate_is_kept(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    fill(api, 40, "prod")
+
+    async def pause(self: Any, seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    monkeypatch.setattr("handclasp.discovery.tools.Tools.pause", pause)
+    with small_pages(5):
+        read(KUBERNETES, secrets_only(api) | {"rate": 0.5}, api.home)
+    assert len(api.requests) > 8
+    assert sum(wait > 1 for wait in waits) >= len(api.requests) - 2, "a request every two seconds"

@@ -1,0 +1,489 @@
+"""What the network source sees of real servers, and of hostile ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from handclasp.clock import system_clock
+from handclasp.discovery.network.kind import NETWORK, NetworkSettings
+from handclasp.discovery.source import Count, Covered, Failed, Observed, Part, Place, Reading, Scope
+from handclasp.discovery.tools import Tools
+from handclasp.wire.observations import Seen
+from support.needs import needs
+from support.postgres import shared_cluster
+from support.programs import free_port, program
+from support.waiting import eventually
+
+
+def make(directory: Path, name: str, kind: str = "ecdsa", *, issuer: tuple[x509.Certificate, Any] | None = None) -> x509.Certificate:
+    """Write a certificate for a name with its key, ``NAME.pem`` and ``NAME.key``, and return it."""
+    key: Any = rsa.generate_private_key(65537, 2048) if kind == "rsa" else ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(issuer[1] if issuer else key, hashes.SHA256())
+    )
+    (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (directory / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+NGINX = """\
+daemon off; pid {home}/nginx.pid; error_log {home}/nginx.log notice; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+  access_log off;
+  client_body_temp_path {home}/t1; proxy_temp_path {home}/t2; fastcgi_temp_path {home}/t3;
+  uwsgi_temp_path {home}/t4; scgi_temp_path {home}/t5;
+  {servers}
+}}
+"""
+
+
+@contextmanager
+def nginx(home: Path, servers: str) -> Iterator[None]:
+    binary = needs("nginx")
+    (home / "nginx.conf").write_text(NGINX.format(home=home, servers=servers))
+    with program([binary, "-p", home, "-c", home / "nginx.conf"], home / "nginx.out") as process:
+        eventually(lambda: (home / "nginx.pid").exists() or process.poll() is not None, what="nginx runs")
+        assert process.poll() is None, (home / "nginx.out").read_text()
+        yield
+
+
+def read(scope: Scope, known: set[str] | None = None, place: str = "", **settings: Any) -> list[Reading]:
+    """Return everything that a scan yields."""
+
+    async def ask(_unit: str) -> frozenset[str]:
+        return frozenset(known or ())
+
+    async def run() -> list[Reading]:
+        wanted = NetworkSettings(**{"rate": 5000.0, "host_rate": 5000.0, "timeout": "5s"} | settings)
+        NETWORK.check(wanted, scope)
+        tools = Tools(system_clock, system_clock(), scope, known=ask if known is not None else None)
+        return [
+            item
+            async for part in NETWORK.plan(wanted, scope, tools)
+            async for item in NETWORK.read(wanted, part, place, Tools(system_clock, tools.began_at, scope, known=tools.known))
+        ]
+
+    return asyncio.run(run())
+
+
+def observed(items: list[Reading]) -> list[Observed]:
+    return [item for item in items if isinstance(item, Observed)]
+
+
+def only(items: list[Reading]) -> Observed:
+    (one,) = observed(items)
+    return one
+
+
+def counted(items: list[Reading]) -> tuple[int, int, int]:
+    """Return total, read and failed as the engine adds them up."""
+    total = sum(item.total for item in items if isinstance(item, Count))
+    read_ = sum(item.read for item in items if isinstance(item, Count)) + sum(1 for one in observed(items) if one.problem is None)
+    failed = sum(1 for one in observed(items) if one.problem) + sum(1 for item in items if isinstance(item, Failed))
+    return total, read_, failed
+
+
+def here(port: int, address: str = "127.0.0.1") -> tuple[Scope, dict[str, Any]]:
+    return Scope(allow=[address]), {"ports": [str(port)]}
+
+
+def test_both_leaves_of_an_nginx_its_chains_and_its_wish_for_a_client_certificate(tmp_path: Path) -> None:
+    authority = make(tmp_path, "Clients CA")
+    leaves = {kind: make(tmp_path, kind, kind) for kind in ("rsa", "ecdsa")}
+    (tmp_path / "rsa.pem").write_bytes((tmp_path / "rsa.pem").read_bytes() + (tmp_path / "Clients CA.pem").read_bytes())
+    port = free_port()
+    files = "".join(f"ssl_certificate {kind}.pem; ssl_certificate_key {kind}.key;" for kind in leaves)
+    with nginx(
+        tmp_path,
+        f"server {{ listen 127.0.0.1:{port} ssl; {files} ssl_verify_client on; ssl_client_certificate 'Clients CA.pem';"
+        " ssl_protocols TLSv1.2 TLSv1.3; return 200; }",
+    ):
+        scope, settings = here(port)
+        items = read(scope, **settings)
+        one = only(items)
+        single = only(read(scope, both=False, **settings))
+    assert (one.key, one.kind, one.shown, one.host, one.problem) == (
+        f"tls:127.0.0.1:{port}/",
+        "endpoint",
+        f"127.0.0.1:{port}",
+        "127.0.0.1",
+        None,
+    )
+    seen = {bytes(each.der or b""): each for each in one.certificates}
+    assert set(seen) == {der(leaf) for leaf in leaves.values()}
+    assert {each.role for each in one.certificates} == {"served"}
+    assert [bytes(other) for other in seen[der(leaves["rsa"])].chain] == [der(authority)]
+    assert seen[der(leaves["ecdsa"])].chain == []
+    assert {each.how["version"] for each in one.certificates} == {"1.2", "1.3"}
+    assert one.details == {
+        "protocol": "tls", "versions": ["1.2", "1.3"], "client_certificate": "requested", "acceptable_authorities": ["CN=Clients CA"],
+        "acceptable_authorities_count": 1,
+    }  # fmt: skip
+    assert len(single.certificates) == 1
+    assert counted(items) == (1, 1, 0)
+    assert next(item for item in items if isinstance(item, Covered)).unit == "127.0.0.1/32"
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize(("verify", "wanted"), [("off", "not requested"), ("optional", "requested"), ("on", "requested")])
+def test_each_version_and_each_wish_for_a_client_certificate(tmp_path: Path, version: str, verify: str, wanted: str) -> None:
+    make(tmp_path, "Clients CA")
+    leaf, port = make(tmp_path, "site"), free_port()
+    server = f"listen 127.0.0.1:{port} ssl; ssl_certificate site.pem; ssl_certificate_key site.key; ssl_protocols {version};"
+    with nginx(tmp_path, f"server {{ {server} ssl_verify_client {verify}; ssl_client_certificate 'Clients CA.pem'; }}"):
+        scope, settings = here(port)
+        one = only(read(scope, **settings))
+    assert [bytes(each.der or b"") for each in one.certificates] == [der(leaf)]
+    assert one.details["client_certificate"] == wanted
+    assert one.details["versions"] == [version.removeprefix("TLSv")]
+    assert one.details.get("acceptable_authorities", ["CN=Clients CA"]) == ["CN=Clients CA"]
+    assert ("acceptable_authorities" in one.details) == (verify != "off")
+
+
+def test_names_are_locations_of_their_own_and_one_that_is_refused_is_nothing(tmp_path: Path) -> None:
+    leaves, port = {name: make(tmp_path, name) for name in ("a.example", "b.example")}, free_port()
+    servers = "".join(
+        f"server {{ listen 127.0.0.1:{port} ssl; server_name {name}; ssl_certificate {name}.pem; ssl_certificate_key {name}.key; }}"
+        for name in leaves
+    )
+    servers += f"server {{ listen 127.0.0.1:{port} ssl default_server; ssl_reject_handshake on; }}"
+    with nginx(tmp_path, servers):
+        scope, settings = here(port)
+        items = read(scope, sni=["a.example", "B.example.", "c.example"], **settings)
+        again = read(scope, {f"tls:127.0.0.1:{port}/c.example"}, sni=["c.example"], **settings)
+    assert {one.key: [bytes(each.der or b"") for each in one.certificates] for one in observed(items)} == {
+        f"tls:127.0.0.1:{port}/{name}": [der(leaf)] for name, leaf in leaves.items()
+    }
+    assert observed(items)[0].certificates[0].how["sni"] == "a.example"
+    assert observed(items)[0].shown == f"a.example at 127.0.0.1:{port}"
+    assert counted(items)[2] == 0
+    gone = only(again)  # it was seen there before, so it is read, and empty
+    assert (gone.key, gone.certificates, gone.problem) == (f"tls:127.0.0.1:{port}/c.example", [], None)
+
+
+def test_a_host_by_its_name_is_asked_for_its_name_at_its_address(tmp_path: Path) -> None:
+    leaf, port = make(tmp_path, "localhost"), free_port()
+    server = f"listen 127.0.0.1:{port} ssl; server_name localhost; ssl_certificate localhost.pem; ssl_certificate_key localhost.key;"
+    with nginx(tmp_path, f"server {{ {server} }} server {{ listen 127.0.0.1:{port} ssl default_server; ssl_reject_handshake on; }}"):
+        one = only(read(Scope(allow=["localhost"]), ports=[str(port)]))
+    assert one.key == f"tls:localhost:{port}/localhost"
+    assert one.unit == "host localhost"
+    assert [bytes(each.der or b"") for each in one.certificates] == [der(leaf)]
+
+
+def test_postgresql_behind_its_starttls(tmp_path: Path) -> None:
+    needs("postgresql")
+    cluster = shared_cluster()
+    scope = Scope(allow=["127.0.0.1"])
+    with postgres_front(tmp_path, b"S") as (port, leaf):
+        one = only(read(scope, ports=[f"{port}/postgresql"]))
+        assert [bytes(each.der or b"") for each in one.certificates] == [leaf]
+        assert one.details["protocol"] == "postgresql"
+    real = int(cluster.url().rsplit(":", 1)[1].split("/")[0]) if ":" in cluster.url().split("@")[-1] else None
+    if real is not None:  # the cluster of the tests has no TLS, and says so
+        problem = only(read(scope, ports=[f"{real}/postgresql"])).problem
+        assert problem == "it does not offer TLS (ssl is off)"
+
+
+@contextmanager
+def postgres_front(home: Path, answer: bytes) -> Iterator[tuple[int, bytes]]:
+    leaf = make(home, "db")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "db.pem", home / "db.key")
+
+    def handle(connection: socket.socket) -> None:
+        assert connection.recv(8) == bytes.fromhex("0000000804d2162f")
+        connection.sendall(answer)
+        with context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(1)
+
+    with listening(handle) as port:
+        yield port, der(leaf)
+
+
+def test_an_openssl_server_that_wants_a_client_certificate(tmp_path: Path) -> None:
+    binary = needs("openssl")
+    leaf, port = make(tmp_path, "site", "rsa"), free_port()
+    command = [binary, "s_server", "-accept", f"127.0.0.1:{port}", "-cert", "site.pem", "-key", "site.key", "-Verify", "1", "-quiet"]
+    with program([*command, "-CAfile", "site.pem"], tmp_path / "out", cwd=tmp_path):
+        eventually(lambda: answers(port))
+        scope, settings = here(port)
+        one = only(read(scope, **settings))
+    assert [bytes(each.der or b"") for each in one.certificates] == [der(leaf)]
+    assert one.details["client_certificate"] == "requested"
+    assert one.details["acceptable_authorities"] == ["CN=site"]
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+# --- absence, silence, and what is never read --------------------------------------------------------------------------------------------
+
+
+def test_a_closed_port_is_nothing_and_makes_no_location_unless_one_was_there() -> None:
+    port = free_port()
+    scope, settings = Scope(allow=["127.0.0.0/30"]), {"ports": [str(port)]}
+    items = read(scope, set(), **settings)
+    assert observed(items) == []
+    assert counted(items) == (4, 4, 0)
+    assert [item.unit for item in items if isinstance(item, Covered)] == ["127.0.0.0/30"]
+    before = read(scope, {f"tls:127.0.0.2:{port}/"}, **settings)
+    assert (only(before).host, only(before).certificates, only(before).problem) == ("127.0.0.2", [], None)
+    assert counted(before) == (4, 4, 0)
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A port that takes no connection and refuses none: its queue is full."""
+    with socket.socket() as server, contextlib.ExitStack() as waiting:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            waiting.enter_context(contextlib.closing(client := socket.socket()))
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+def test_silence_is_no_absence() -> None:
+    with silent() as port:
+        named = read(Scope(allow=["127.0.0.1"]), set(), ports=[str(port)], timeout="100ms")
+        assert only(named).problem == "no answer within 0.1 s"
+        assert not [item for item in named if isinstance(item, Covered)]
+        scope = Scope(allow=["127.0.0.0/31"])
+        in_range = read(scope, set(), ports=[str(port)], timeout="100ms")
+        assert observed(in_range) == []
+        assert counted(in_range) == (2, 2, 0)
+        assert not [item for item in in_range if isinstance(item, Covered)]
+        known = read(scope, {f"tls:127.0.0.1:{port}/"}, ports=[str(port)], timeout="100ms")
+        assert (only(known).host, only(known).problem) == ("127.0.0.1", "no answer within 0.1 s")
+
+
+def test_what_is_denied_and_what_is_this_machine_is_not_connected_to() -> None:
+    connected: list[str] = []
+    with listening(lambda connection: connected.append(connection.getsockname()[0]), address="0.0.0.0") as port:
+        for scope in (
+            Scope(allow=["127.0.0.0/30"], deny=["127.0.0.0/29"]),
+            Scope(allow=["126.255.255.254/31", "127.0.0.0/31"], deny=["127.0.0.1", "127.0.0.0", "126.255.255.254/31"]),
+        ):
+            items = read(scope, ports=[str(port)], timeout="100ms")
+            assert observed(items) == []
+        assert connected == []
+        assert observed(read(Scope(allow=["127.0.0.2/31"], deny=["127.0.0.3"]), ports=[str(port)], timeout="2s"))[0].host == "127.0.0.2"
+        assert set(connected) == {"127.0.0.2"}
+
+
+def test_a_name_that_points_at_this_machine_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def everywhere(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("192.0.2.1", "127.0.0.1")]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", everywhere)
+    items = read(Scope(allow=["rebind.example", "127.0.0.9"]), ports=["1"], timeout="100ms")
+    (failed,) = [item for item in items if isinstance(item, Failed)]
+    assert failed.what == "rebind.example"
+    assert "this machine itself" in failed.problem
+
+
+def test_a_part_goes_on_where_it_was() -> None:
+    port = free_port()
+
+    async def run(place: str) -> list[Reading]:
+        scope, settings = Scope(allow=["127.0.0.0/28"]), NetworkSettings(ports=[str(port)], connections=4, rate=5000, host_rate=5000)
+        tools = Tools(system_clock, system_clock(), scope)
+        return [item async for item in NETWORK.read(settings, Part({"network": "127.0.0.0/28"}), place, tools)]
+
+    whole = asyncio.run(run(""))
+    assert [item.text for item in whole if isinstance(item, Place)] == ["4", "8", "12", "16"]
+    assert counted(whole)[:2] == (16, 16)
+    rest = asyncio.run(run("12"))
+    assert [item.text for item in rest if isinstance(item, Place)] == ["16"]
+    assert counted(rest)[:2] == (0, 4)
+    assert not [item for item in rest if isinstance(item, Covered)]  # what came before the place may not have answered
+
+
+# --- hostile servers ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(handle: Callable[[socket.socket], object], address: str = "127.0.0.1") -> Iterator[int]:
+    """A server that does with each connection what it is told, in threads."""
+    with socket.create_server((address, 0)) as server, ThreadPoolExecutor(8) as pool:
+        ended = threading.Event()
+
+        def one(connection: socket.socket) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(10)
+                handle(connection)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while not ended.is_set():
+                    pool.submit(one, server.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            ended.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def drip(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"\x16")
+        if connection.recv(1) == b"":
+            return
+
+
+def endless(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"\x16\x03\x03\x40\x00" + bytes(16384))
+
+
+def endless_text(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"220-hello\r\n" * 1000)
+
+
+def reset(connection: socket.socket) -> None:
+    connection.recv(10)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+HOSTILE: list[tuple[str, str, Callable[[socket.socket], object], str]] = [
+    ("closes at once", "tls", lambda c: None, "closed|reset"),
+    ("resets", "tls", reset, "reset"),
+    ("says nothing", "tls", lambda c: c.recv(100_000) and threading.Event().wait(2), "within 0.5 s"),
+    ("drips", "tls", drip, "TLS|within|closed|version"),
+    ("garbage", "tls", lambda c: c.sendall(b"\x00\xff" * 5000), "TLS"),
+    ("plain HTTP", "tls", lambda c: c.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak TLS"),
+    ("endless records", "tls", endless, "more than any handshake needs|within"),
+    ("an alert", "tls", lambda c: c.recv(1000) and c.sendall(bytes.fromhex("15030300020228")), "handshake failure"),
+    ("half a server hello", "tls", lambda c: c.recv(1000) and c.sendall(bytes.fromhex("16030300ff020000fb0303")), "closed|reset"),
+    ("no mail server", "smtp", lambda c: c.sendall(b"\x00" * 5000), "line that is too long"),
+    ("endless greeting", "smtp", endless_text, "does not end"),
+    ("no STARTTLS", "smtp", lambda c: (c.sendall(b"220 hi\r\n"), c.recv(100), c.sendall(b"250 nothing\r\n")), "does not offer STARTTLS"),
+    ("no database", "postgresql", lambda c: c.sendall(b"HTTP/1.1 400 no\r\n"), "no PostgreSQL"),
+    ("an odd packet", "mysql", lambda c: c.sendall(b"\xff\xff\xff\x00" + b"x" * 5000), "more before TLS"),
+    ("no directory", "ldap", lambda c: c.sendall(b"\x30\x84\xff\xff\xff\xff"), "more before TLS"),
+    ("no mailbox", "imap", lambda c: c.sendall(b"* BYE\r\n"), "no IMAP"),
+]
+
+
+@pytest.mark.parametrize(("what", "protocol", "handle", "words"), HOSTILE, ids=[case[0] for case in HOSTILE])
+def test_a_hostile_server_is_one_location_with_a_problem(
+    what: str, protocol: str, handle: Callable[[socket.socket], object], words: str
+) -> None:
+    with listening(handle) as port:
+        items = read(Scope(allow=["127.0.0.1"]), ports=[f"{port}/{protocol}"], timeout="500ms")
+    one = only(items)
+    assert one.problem is not None
+    assert any(word in one.problem for word in words.split("|")), one.problem
+    assert one.certificates == []
+    assert counted(items) == (1, 0, 1)
+    assert not [item for item in items if isinstance(item, Covered)]
+
+
+def tls12_server(chain: list[bytes]) -> bytes:
+    """Return what a TLS 1.2 server sends up to its certificate: a hello, and a chain of anything."""
+
+    def message(kind: int, body: bytes) -> bytes:
+        return bytes([kind]) + len(body).to_bytes(3, "big") + body
+
+    def records(data: bytes) -> bytes:
+        pieces = [data[at : at + 16384] for at in range(0, len(data), 16384)]
+        return b"".join(b"\x16\x03\x03" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+
+    hello = b"\x03\x03" + bytes(32) + b"\x00" + b"\xc0\x2f" + b"\x00" + (b"\x00\x05" + b"\xff\x01\x00\x01\x00")
+    listed = b"".join(len(one).to_bytes(3, "big") + one for one in chain)
+    return records(message(2, hello)) + records(message(11, len(listed).to_bytes(3, "big") + listed))
+
+
+@pytest.mark.parametrize(
+    ("chain", "kept"),
+    [
+        ([b"this is no certificate"], 1),
+        ([b"\x30\x03\x02\x01\x01", b""], 2),
+        ([b"certificate %d" % number for number in range(500)], 32),
+    ],
+)
+def test_a_chain_that_nobody_can_read_is_kept_as_it_came(chain: list[bytes], kept: int) -> None:
+    with listening(lambda c: (c.recv(4000), c.sendall(tls12_server(chain)), c.recv(100))) as port:
+        one = only(read(Scope(allow=["127.0.0.1"]), ports=[str(port)], timeout="2s", both=False))
+    assert one.problem is None
+    seen: Seen = one.certificates[0]
+    assert [bytes(seen.der or b""), *map(bytes, seen.chain)] == chain[:kept]
+
+
+def test_a_chain_without_end_is_a_problem() -> None:
+    with listening(lambda c: (c.recv(4000), c.sendall(tls12_server([bytes(4000)] * 4000)), c.recv(100))) as port:
+        one = only(read(Scope(allow=["127.0.0.1"]), ports=[str(port)], timeout="2s"))
+    assert one.problem is not None
+    assert "size" in one.problem or "closed" in one.problem or "reset" in one.problem or "broken pipe" in one.problem
+
+
+def test_the_other_leaf_that_does_not_answer_any_more_is_a_problem_and_no_absence(tmp_path: Path) -> None:
+    make(tmp_path, "site")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "site.pem", tmp_path / "site.key")
+    before: list[int] = []
+
+    def handle(connection: socket.socket) -> None:
+        before.append(1)
+        if len(before) == 1:
+            with context.wrap_socket(connection, server_side=True) as tls:
+                tls.recv(1)
+        else:
+            connection.recv(4000)
+            threading.Event().wait(1)
+
+    with listening(handle) as port:
+        one = only(read(Scope(allow=["127.0.0.1"]), ports=[str(port)], timeout="300ms"))
+    assert one.problem == "no handshake within 0.3 s"
+    assert one.certificates == []
+
+
+def test_connections_are_spread_over_time() -> None:
+    times: list[float] = []
+    with listening(lambda c: times.append(time.monotonic()), address="0.0.0.0") as port:
+        read(Scope(allow=["127.0.0.0/29"]), ports=[str(port)], rate=50.0, parallel=1, timeout="1s", both=False)
+    assert len(times) == 8
+    assert max(times) - min(times) >= 7 / 50 * 0.8  # eight connections at fifty a second; never faster, however slow the machine is
