@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handclasp.agent.look import served_leaf
-from handclasp.agent.starttls import STARTTLS, begin
 from handclasp.agent.targets.base import Look
+from handclasp.client.starttls import STARTTLS, begin
 from handclasp.pki.chains import split_pem
 from support.fake_server import FakeAuthority
 

@@ -5,6 +5,7 @@
     decide    pure: (what is held, what is wanted, now) -> actions        config   agent.yaml, checked whole
     deliver   generation, flip, validate, reload, look; and back          state    what is on disk, and the lease
     targets   the places of delivery, one module for each kind            helper   root's hands, where the agent may not write
+    discover  certificates in this host's files, when the server asks
 
 It may import ``pki``, ``client``, ``wire``, ``log.verify`` and the ground floor, nothing else of the server: it must stay small (45 MB
 resident, 0.3 s to start). Nothing here decides outside ``decide``, and no private key leaves the host it was made on.

@@ -60,6 +60,8 @@ class Errands:
         self._noted: tuple[list[str], list[tuple[str, str]]] | None = None
         self._asked: tuple[str, ...] = ()
         self._tags: list[str] = []
+        self.scans_due: Callable[[], None] = lambda: None
+        """Called when the server says that scans of files are due."""
 
     def refresh(self) -> None:
         """Ask for bundles and CRLs of every trust domain that somebody needs; a change makes deliveries due."""
@@ -121,9 +123,11 @@ class Errands:
         own, *others = (keeper.told for keeper in self._roster.everyone())
         identities = others if own.state == "ok" else [own, *others]  # the server knows the rest about the agent itself
         try:
-            self._client.report_agent(
+            told = self._client.report_agent(
                 wire.AgentReport(hostname=socket.gethostname()[:255], version=__version__, identities=identities[:_MOST])
             )
+            if told.scans:
+                self.scans_due()
         except HandclaspError as error:
             _log.warning("the server cannot be told: %s", error.detail)
         self._client.rest()

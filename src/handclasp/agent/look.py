@@ -6,10 +6,10 @@ import hashlib
 import socket
 import time
 
-from handclasp.agent.starttls import begin
 from handclasp.agent.targets.base import Interrupted, Look, Wait
 from handclasp.client.connections import unverified_context
 from handclasp.client.material import Credential, load_credential
+from handclasp.client.starttls import begin
 from handclasp.errors import HandclaspError, Kind
 
 PAUSES = (1, 2, 4, 8, 16)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from handclasp.agent.anchors import Anchors
 from handclasp.agent.config import Config, Managed, load_config
+from handclasp.agent.discovering import Discovering
 from handclasp.agent.errands import Errands, Every
 from handclasp.agent.evidence import reenrol
 from handclasp.agent.evidence import warning as enrolment_warning
@@ -114,7 +115,10 @@ class Agent:
         """What runs beside the identities while the agent runs: the socket, the metrics."""
         self.troubles: dict[str, str] = {}
         """Parts that could not start, and why."""
-        self._errands = self._plan(Errands(self.client, self.anchors, self.roster, self.problems, state))
+        self._discovering = Discovering(self.client, self.identity, state.root, config.section("discover"))
+        errands = Errands(self.client, self.anchors, self.roster, self.problems, state)
+        errands.scans_due = self._discovering.begin
+        self._errands = self._plan(errands)
 
     def anew(self, config: Config) -> Agent:
         """Return another one for the same state directory, to run when this one has ended."""
@@ -139,6 +143,7 @@ class Agent:
                 wake_in = self._start_due(workers)
                 self._turn.wait(min(max(wake_in, 0) / 1000, _TURN) + 0.002)
         finally:
+            self._discovering.stop()
             workers.close()
             for part in self.parts:
                 part.stop()

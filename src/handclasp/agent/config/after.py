@@ -10,8 +10,8 @@ from handclasp.agent.config import values
 from handclasp.agent.config.helper import helper_of
 from handclasp.agent.config.table import Table
 from handclasp.agent.config.targets import About
-from handclasp.agent.starttls import STARTTLS
 from handclasp.agent.targets.base import Call, Look, Place, Reload, Target
+from handclasp.client.starttls import STARTTLS
 
 ACTIONS = ("reload", "restart", "reload-or-restart", "try-reload-or-restart", "try-restart")
 """What may be asked of systemd."""

@@ -19,6 +19,7 @@ from handclasp.pki import names
 from handclasp.pki.yamlfile import Problems, read_yaml
 
 SECTIONS: dict[str, str] = {
+    "discover": "handclasp.agent.config.discover:read_discover",
     "helper": "handclasp.agent.config.helper:read_helper",
     "metrics": "handclasp.agent.config.core:read_metrics",
     "state_key": "handclasp.agent.config.core:read_state_key",

@@ -111,7 +111,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Where to see what the service serves: ``host`` and ``port``, or a unix ``socket``. ``starttls`` is a word of ``agent.starttls``."""
+    """Where to see what the service serves: ``host`` and ``port``, or a unix ``socket``. ``starttls`` is a word of ``client.starttls``."""
 
     host: str
     port: int
