@@ -140,11 +140,15 @@ def authorize(principal: Principal, plan: Planned, circumstances: Circumstances,
     return Refused(Kind.NOT_ALLOWED, "this kind of caller may not do anything")  # CVE-2026-30836: a switch without its default case
 
 
+_CONTAINED_IN = {"certificates:read": "inventory:read"}
+"""Scopes that a wider one holds."""
+
+
 def check_scope(principal: Principal, scope: str) -> Allowed | Refused:
     """Decide whether the principal may use a part of the API; see :data:`handclasp.access.principals.SCOPES`."""
     if isinstance(principal, CertificatePrincipal) and principal.grace_is_over:
         return _SUPERSEDED
-    if scope in principal.scopes or "admin" in principal.scopes:
+    if scope in principal.scopes or "admin" in principal.scopes or _CONTAINED_IN.get(scope) in principal.scopes:
         return Allowed(principal.describe())
     return Refused(Kind.NOT_ALLOWED, f"this needs the scope {scope}, which {principal.describe()} does not have")
 

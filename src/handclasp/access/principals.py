@@ -29,8 +29,9 @@ SCOPES: dict[str, str] = {
     "owners:write": "import owners, put rules of ownership in force, assign and confirm",
     "policy:read": "read and compare policy and profiles",
     "policy:write": "put policy and profiles in force",
+    "sources:collect": "read sources as a collector: lease parts of scans, and hand in what was there",
     "sources:read": "list sources and scans",
-    "sources:write": "add, change, run and remove sources, and read them as a collector",
+    "sources:write": "add, change, run and remove sources",
     "tokens:read": "list tokens",
     "tokens:write": "create tokens for any identity, with no scope beyond one's own, and revoke tokens that have none beyond it",
 }
@@ -230,6 +231,32 @@ class EvidencePrincipal:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleUser:
+    """A person who is signed in to the console."""
+
+    id: str
+    """How they signed in, for rows and the log: ``token:ID``, ``certificate:IDENTITY``, ``oidc:SUBJECT``."""
+    name: str
+    """For people: what their pages show. It may be an address, so it goes into no log."""
+    role: str
+    """One of :data:`handclasp.access.sessions.ROLES`."""
+    scopes: frozenset[str]
+    teams: frozenset[str] = frozenset()
+    """Owners for whom they may act, where their role alone does not let them."""
+
+    kind = "console"
+
+    def describe(self) -> str:
+        """Return who this is, in words for rows and messages."""
+        return f"console:{self.id} ({self.role})"
+
+    def to_log(self) -> dict[str, str]:
+        """Return who this is, for the log."""
+        shown = "certificate:email" if self.id.startswith("certificate:email:") else self.id  # an address is personal
+        return {"kind": "console", "id": shown, "role": self.role}
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPrincipal:
     """The server itself, asking for the certificate of its own listeners. It is made in code, never from a request."""
 
@@ -254,4 +281,4 @@ class ServerPrincipal:
         return {"kind": "server"}
 
 
-Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal | KubernetesPrincipal | EvidencePrincipal | ServerPrincipal
+Principal = TokenPrincipal | CertificatePrincipal | OidcPrincipal | KubernetesPrincipal | EvidencePrincipal | ServerPrincipal | ConsoleUser

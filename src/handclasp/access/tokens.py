@@ -36,7 +36,7 @@ MAX_LABELS = 50
 STATES = ("active", "spent", "expired", "revoked")
 
 _TOKEN = re.compile(r"hct_([a-z2-7]{16})_([A-Za-z0-9_-]{43})")
-_SECRET = re.compile(r"(hct_[a-z2-7]*)[\w-]*|eyJ[\w-]+\.[\w.-]*")
+_SECRET = re.compile(r"(hct_[a-z2-7]*|hcc_)[\w-]*|eyJ[\w-]+\.[\w.-]*")
 _ID = re.compile(r"[a-z2-7]{16}")
 
 
@@ -90,8 +90,9 @@ class TokenGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def masked(text: str) -> str:
-    """Return text from outside as it may be logged and shown: without the token (ours or a JWT) that somebody put there by mistake."""
-    return _SECRET.sub(r"\1…", text) if "hct_" in text or "eyJ" in text else text
+    """Return text from outside as it may be logged and shown: without the token (ours or a JWT) that somebody put there by mistake, and
+    without the secret of a confirmation link, which stands in its path."""
+    return _SECRET.sub(r"\1…", text) if "hct_" in text or "hcc_" in text or "eyJ" in text else text
 
 
 # --- making one -------------------------------------------------------------------------------------------------------------------------
@@ -226,6 +227,11 @@ class Tokens:
         if known.expires_at <= self._clock():
             raise HandclaspError(Kind.TOKEN_EXPIRED, f"the token {token_id} has expired", hint="ask its owner for a new one")
         return known.principal
+
+    async def principal_of(self, token_id: str) -> TokenPrincipal | None:
+        """Return the bearer of a token that was presented earlier, as it is now; None when it is gone, revoked or has expired."""
+        known = await self._known(f"token:{token_id}")
+        return None if known is None or known.expires_at <= self._clock() else known.principal
 
     async def grant_of(self, name: str) -> Grant | None:
         """Return the grant ``token:ID`` as it is today: None when the token is not there or was revoked.

@@ -1,0 +1,17 @@
+"""The one table of pages."""
+
+from __future__ import annotations
+
+from handclasp.console.app import Page
+from handclasp.console.pages import discovery, inventory, log, overview, owners, rules, trust
+
+PAGES: tuple[Page, ...] = (
+    *overview.PAGES,
+    *inventory.PAGES,
+    *discovery.PAGES,
+    *owners.PAGES,
+    *rules.PAGES,
+    *trust.PAGES,
+    *log.PAGES,
+)
+"""Every page but the doors, which need more than the API."""
