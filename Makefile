@@ -25,20 +25,25 @@ $(SERVER_STAMP): requirements/server.txt requirements/build.txt pyproject.toml t
 	@tools/venv.sh $(VENV) requirements/server.txt requirements/build.txt
 	@touch $@
 
+ASSETS_STAMP := $(VENV)/.stamp-assets-$(PLACE)
+
+$(ASSETS_STAMP): $(SERVER_STAMP) tools/assets.sh tools/assets/package.json tools/assets/package-lock.json
+	@tools/assets.sh $(VENV) $@
+
 $(DEV_STAMP): $(SERVER_STAMP) requirements/dev.txt
 	@tools/venv.sh $(VENV) requirements/dev.txt
 	@touch $@
 
 .PHONY: venv
-venv: $(SERVER_STAMP) ## Make .venv with the server, the agent and the command line: .venv/bin/handclasp
+venv: $(SERVER_STAMP) $(ASSETS_STAMP) ## Make .venv with the server, the agent and the command line: .venv/bin/handclasp
 	@echo "$(BIN)/handclasp is ready"
 
 .PHONY: demo
-demo: $(SERVER_STAMP) ## Watch services keep talking mutual TLS while their certificates change under them
+demo: $(SERVER_STAMP) $(ASSETS_STAMP) ## Watch services keep talking mutual TLS while their certificates change under them
 	@$(BIN)/handclasp demo $(ARGS)
 
 .PHONY: test
-test: $(DEV_STAMP) ## Run the tests, on all cores; ARGS selects some
+test: $(DEV_STAMP) $(ASSETS_STAMP) ## Run the tests, on all cores; ARGS selects some
 	@tools/system-packages.sh
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
@@ -68,6 +73,14 @@ protos: $(DEV_STAMP) ## Make the Python messages of src/handclasp/proto/*.proto 
 .PHONY: bench
 bench: $(DEV_STAMP) ## Measure against the budgets, write bench/results.json; ONLY=issue measures a part
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+.PHONY: assets
+assets: $(SERVER_STAMP) ## Fetch the console's browser libraries again
+	@tools/assets.sh $(VENV) $(ASSETS_STAMP)
+
+.PHONY: screenshots
+screenshots: $(DEV_STAMP) $(ASSETS_STAMP) ## Make the pictures of the console in docs/images again
+	@$(BIN)/python tools/screenshots.py
 
 .PHONY: lock
 lock: ## Resolve the dependencies again and write requirements/*.txt (UPGRADE=1 takes the newest versions)

@@ -18,24 +18,30 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Server:
     """A ``handclasp`` server process (or several) with its own data directory."""
 
-    def __init__(self, *flags: str, workers: int = 1, database: str = "", core: int | None = None) -> None:
+    def __init__(
+        self, *flags: str, workers: int = 1, database: str = "", core: int | None = None, home: Path | None = None, patience: float = 60
+    ) -> None:
+        """Start it, with the data directory in ``home`` where one is given (it stays there), and wait ``patience`` seconds at most."""
         self.directory = tempfile.TemporaryDirectory(prefix="handclasp-bench-")
         data = Path(self.directory.name)
         ready = data / "ready.json"
-        arguments = [sys.executable, "-m", "handclasp", "up", "--data", str(data / "data"), "--trust-domain", "example.org"]
+        arguments = [sys.executable, "-m", "handclasp", "up", "--data", str((home or data) / "data"), "--trust-domain", "example.org"]
         arguments += ["--https", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ready-file", str(ready), "--name", "127.0.0.1"]
         arguments += ["--rate-principal", "1000000", "--log-level", "warning", *flags]
         if database:
             arguments += ["--database", database, "--workers", str(workers)]
         pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
         self.log = (data / "server.log").open("w+")
+        began = time.monotonic()
         self.process = subprocess.Popen(arguments, stderr=self.log, preexec_fn=pin)
-        deadline = time.monotonic() + 60
+        deadline = began + patience
         while not ready.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.log.seek(0)
                 raise RuntimeError(f"the server did not start:\n{self.log.read()}")
             time.sleep(0.02)
+        self.start_seconds = time.monotonic() - began
+        """From nothing until it listens."""
         facts = json.loads(ready.read_text())
         self.url: str = facts["https"]
         self.host, port = self.url.removeprefix("https://").split(":")

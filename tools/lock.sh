@@ -2,7 +2,7 @@
 # Usage: tools/lock.sh [--upgrade]
 # Writes requirements/*.txt from pyproject.toml: pinned, hashed, for every platform and Python this project supports, and free of index
 # addresses, paths and comments, so that the same files work behind any mirror. dev.txt is resolved first and constrains the others, so
-# that all four agree.
+# that all of them agree.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,5 +24,7 @@ mkdir -p requirements
 lock dev.txt "$@" --extra server --extra pkcs11 --group dev
 lock server.txt -c requirements/dev.txt --extra server
 lock runtime.txt -c requirements/dev.txt
-"$uv" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
-    --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/dev.txt --group build -o requirements/build.txt
+for group in build assets; do
+    "$uv" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/dev.txt --group "$group" -o "requirements/$group.txt"
+done

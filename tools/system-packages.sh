@@ -10,7 +10,7 @@ present() {
 
 missing=()
 for pair in nginx:nginx initdb:postgresql softhsm2-util:softhsm2 openssl:openssl curl:curl haproxy:haproxy \
-    apache2:apache2-bin redis-server:redis-server mariadbd:mariadb-server-core mariadb:mariadb-client-core; do
+    apache2:apache2-bin redis-server:redis-server mariadbd:mariadb-server-core mariadb:mariadb-client-core chromium:chromium; do
     present "${pair%%:*}" || missing+=("${pair##*:}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0

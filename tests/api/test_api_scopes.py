@@ -20,7 +20,7 @@ from support.oidc import Issuer
 UNKNOWN = hashlib.sha256(b"no certificate has this fingerprint").hexdigest()
 VALUES = {
     "sha256": UNKNOWN, "id": "a" * 16, "name": "none", "trust_domain": "example.org", "index": "0", "path": "0/000",
-    "authority": "issuing", "shard": "0", "identity": "spiffe://example.org/agent/none",
+    "authority": "issuing", "shard": "0", "secret": "hcc_none", "identity": "spiffe://example.org/agent/none",
 }  # fmt: skip
 """What stands for each path parameter."""
 BODY = b"{}"

@@ -204,15 +204,20 @@ def of_kind(*kinds: str) -> list[dict[str, Any]]:
     return [document for _, document in documents() if document["kind"] in kinds]
 
 
-def pods() -> list[dict[str, Any]]:
-    return [document["spec"]["template"]["spec"] for document in of_kind("DaemonSet", "Deployment", "StatefulSet")]
+def pods(*wanted: str) -> list[dict[str, Any]]:
+    """Every pod that a manifest makes, or those of the workloads with these names."""
+    found = [one for one in of_kind("DaemonSet", "Deployment", "StatefulSet", "CronJob") if not wanted or one["metadata"]["name"] in wanted]
+    specs = [one["spec"]["jobTemplate"]["spec"] if one["kind"] == "CronJob" else one["spec"] for one in found]
+    return [spec["template"]["spec"] for spec in specs]
 
 
 def containers() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(pod, container) for pod in pods() for container in [*pod.get("initContainers", []), *pod["containers"]]]
 
 
-_HOMES = {"v1": "core_v1", "apps/v1": "apps_v1", "rbac.authorization.k8s.io/v1": "rbac_v1"}
+COLLECTS = ("handclasp-collector", "handclasp-collector-roots", "handclasp-collector-istio", "handclasp-collector-linkerd")
+SIDECAR = "web"
+_HOMES = {"v1": "core_v1", "apps/v1": "apps_v1", "batch/v1": "batch_v1", "rbac.authorization.k8s.io/v1": "rbac_v1"}
 
 
 @pytest.mark.parametrize(
@@ -262,7 +267,7 @@ def test_the_check_of_manifests_finds_mistakes() -> None:
 
 
 def test_every_container_gives_up_what_it_does_not_need() -> None:
-    assert len(containers()) == 5
+    assert len(containers()) == 7
     for pod, container in containers():
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -273,7 +278,7 @@ def test_every_container_gives_up_what_it_does_not_need() -> None:
         mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
         assert mounts <= {volume["name"] for volume in pod["volumes"]}
         assert ":" not in container["image"], "images are named by an overlay, with their digest"
-    daemonset, sidecar = of_kind("DaemonSet")[0]["spec"]["template"]["spec"], of_kind("Deployment")[0]["spec"]["template"]["spec"]
+    (daemonset,), (sidecar,) = pods("handclasp-agent"), pods(SIDECAR)
     assert sidecar["securityContext"]["runAsNonRoot"] is True
     assert daemonset["hostPID"] is True
     assert "hostPID" not in sidecar
@@ -282,7 +287,7 @@ def test_every_container_gives_up_what_it_does_not_need() -> None:
 def test_every_command_in_the_manifests_exists() -> None:
     seen = 0
     for _, container in containers():
-        if container["image"] != "handclasp-agent":
+        if container["image"] not in ("handclasp-agent", "handclasp-server"):
             continue
         if "args" in container:
             assert wrong_usage(container["args"]) == ""
@@ -291,14 +296,14 @@ def test_every_command_in_the_manifests_exists() -> None:
             for call in re.findall(r"handclasp (agent [^;|}&]*)", script):
                 assert wrong_usage([word for word in shlex.split(call) if not word.startswith("$")]) == ""
                 seen += 1
-    assert seen == 4
+    assert seen == 6
 
 
 def test_every_configuration_in_the_manifests_is_one() -> None:
-    texts = [document["data"]["agent.yaml"] for document in of_kind("ConfigMap")]
+    texts = [document["data"]["agent.yaml"] for document in of_kind("ConfigMap") if "agent.yaml" in document["data"]]
     assert len(texts) == 2
     node, sidecar = (parse_config(text.replace("@NODE@", "node-1"), "agent.yaml", Path("/etc/handclasp")) for text in texts)
-    (pod, other) = pods()
+    (pod, other) = pods("handclasp-agent", SIDECAR)
     sockets = node.section("socket")
     assert sockets.kubelet.server_name == "node-1"
     mounted = {mount["mountPath"] for _, container in containers() for mount in container.get("volumeMounts", [])}
@@ -320,6 +325,11 @@ def test_rights_are_few_and_belong_to_somebody() -> None:
         for rule in role["rules"]:
             assert "*" not in rule["resources"] + rule["verbs"]
     assert [rule["verbs"] for rule in roles["handclasp-agent"]["rules"]] == [["get"]]
+    collector = [rule for name, role in roles.items() if name.startswith("handclasp-collector") for rule in role["rules"]]
+    assert len(collector) > 15
+    for rule in collector:
+        assert set(rule["verbs"]) <= ({"get"} if "pods/proxy" in rule["resources"] else {"list", "watch"})
+    assert not any("secrets" in rule["resources"] for name in COLLECTS for rule in roles[name]["rules"]), "Secrets are opt-in"
     writes = roles["handclasp-agent-secrets"]["rules"]
     assert {verb for rule in writes for verb in rule["verbs"]} == {"get", "patch", "create"}
     assert all("resourceNames" in rule for rule in writes if rule["verbs"] != ["create"])

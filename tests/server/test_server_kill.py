@@ -25,8 +25,11 @@ SERVING = {
     "log.file.written": 12, "log.file.renamed": 12,
 }  # fmt: skip
 MAKING = ("authority.file_written", "authority.file_named", "ledger.begun", "ledger.written", "ledger.committed")
-ELSEWHERE = ("agent.", "generation.", "deliver.", "exec.", "kubernetes.", "state.", "credentials.", "rotation.")
-"""Points of the agent and the command line, and of rotations: their own tests kill there."""
+ELSEWHERE = (
+    "agent.", "generation.", "deliver.", "exec.", "kubernetes.", "state.", "credentials.", "rotation.", "retention.", "partition.",
+    "record.", "reconcile.", "follow.",
+)  # fmt: skip
+"""Points of the agent and the command line, of rotations and of the inventory: their own tests kill there."""
 
 
 def test_every_point_of_the_server_is_struck() -> None:

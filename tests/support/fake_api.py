@@ -75,6 +75,7 @@ class FakeClient:
 
     def __init__(self, api: FakeApi) -> None:
         self._api = api
+        self.url = "https://handclasp.test"
 
     def call(self, method: str, path: str, *, body: Any = None, params: Mapping[str, str] | None = None, response: Any = None) -> Any:
         sent = None if body is None else msgspec.json.decode(msgspec.json.encode(body), type=type(body))

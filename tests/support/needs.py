@@ -21,6 +21,7 @@ PACKAGES = {
     "redis": ("redis-server", "redis-server"),
     "mariadb": ("mariadbd", "mariadb-server-core"),
     "mariadb-client": ("mariadb", "mariadb-client-core"),
+    "chromium": ("chromium", "chromium"),
     "keytool": ("keytool", "default-jre-headless"),
     "mariadb-install-db": ("mariadb-install-db", "mariadb-server-core"),
 }

@@ -24,8 +24,9 @@ from handclasp.access.principals import Principal
 from handclasp.access.tokens import masked
 from handclasp.api.authenticate import authenticate
 from handclasp.api.problems import STATUS, to_problem
-from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, Call, Plain, Route
+from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, SECURITY, Call, Plain, Route, Streamed
 from handclasp.api.services import Services
+from handclasp.api.streams import Stream, begin, stream
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.log.entries import make_entry
@@ -41,11 +42,6 @@ REFUSED = Counter("handclasp_refused_total", "Requests refused or failed, by kin
 _REFUSALS = frozenset({401, 403, 429})
 _JSON = b"application/json"
 _PROBLEM = b"application/problem+json"
-_SECURITY = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"strict-transport-security", b"max-age=31536000"),
-    (b"referrer-policy", b"no-referrer"),
-)
 _log = logging.getLogger("handclasp.api")
 
 
@@ -63,7 +59,7 @@ def make_app(routes: Iterable[Route], services: Services, *, door: str = "api", 
     by_path: dict[str, dict[str, Route]] = {}
     for route in table:
         by_path.setdefault(route.path, {})[route.method] = route
-    ordered = sorted(by_path.items(), key=lambda item: _generality(item[0]))
+    ordered = sorted(by_path.items(), key=lambda item: generality(item[0]))
     paths = [StarletteRoute(path, endpoint=Endpoint(methods, services, door, table, report)) for path, methods in ordered]
     router = Router(routes=paths, redirect_slashes=False, default=Endpoint({}, services, door, table, report))
     fixed: dict[str, ASGIApp] = {path: route.app for (path, _), route in zip(ordered, paths, strict=True) if "{" not in path}
@@ -75,7 +71,7 @@ def make_app(routes: Iterable[Route], services: Services, *, door: str = "api", 
     return app
 
 
-def _generality(path: str) -> tuple[bool, int]:
+def generality(path: str) -> tuple[bool, int]:
     """Sort fixed paths first (as in the table, the busiest first), then those with the most fixed text: ``{id}:revoke`` before ``{id}``."""
     return ("{" in path, -len(path) if "{" in path else 0)
 
@@ -88,7 +84,7 @@ class Endpoint:
         self._report = report
         self._services = services
         self._door = door
-        self._actions = {name: _Action(route) for name, route in methods.items()}
+        self._actions = {name: Action(route) for name, route in methods.items()}
         if "GET" in self._actions:
             self._actions["HEAD"] = self._actions["GET"]
         self._allow = ", ".join(self._actions).encode()
@@ -115,7 +111,10 @@ class Endpoint:
             answer = _problem_answer(HandclaspError(Kind.INTERNAL, "unexpected error"), _shown_path(scope))
         if action is not None:
             action.count(answer[0], time.perf_counter() - began)
-        await _send(send, answer, scope["method"] == "HEAD")
+        if isinstance(answer[2], Stream):
+            await stream(send, receive, answer, scope["method"] == "HEAD")
+        else:
+            await _send(send, answer, scope["method"] == "HEAD")
 
     def _no_action(self, scope: Scope) -> HandclaspError:
         if self._actions:
@@ -123,28 +122,45 @@ class Endpoint:
         return HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
 
     async def _answer(
-        self, action: _Action, scope: Scope, receive: Receive, source: Source, headers: dict[bytes, bytes], caller: list[Principal | None]
+        self, action: Action, scope: Scope, receive: Receive, source: Source, headers: dict[bytes, bytes], caller: list[Principal | None]
     ) -> _Answer:
         services, route = self._services, action.route
         certificate = scope.get("extensions", {}).get("tls", {}).get("client_sha256")
         if route.scope != PUBLIC:
-            caller[0] = principal = await authenticate(services, headers, certificate)
-            _check_may_call(principal, route)
-            assert principal is not None
-            caller_name = principal.describe()
-            services.principal_limit.check(caller_name)
-            if _logs_itself(scope):
-                services.refused_limit.settle(caller_name)  # every refusal is a log entry, so nobody may have them without end
+            caller[0] = await authenticate(services, headers, certificate)
+            self.admit(caller[0], action, scope)
         if "\0" in scope["path"]:  # PostgreSQL has no text with it, and no name of ours
             raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
         body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
-        query = action.query(scope["query_string"])
+        query = action.query(_query(scope["query_string"]))
         given = action.decode(body, headers)
         call = Call(services, source, scope.get("path_params", {}), query, headers, given, caller[0], certificate, self._table)
-        return _to_answer(route, await route.handler(call), headers)
+        value = await route.handler(call)
+        return await begin(route, value) if isinstance(value, Streamed) else _to_answer(route, value, headers)
+
+    def admit(self, principal: Principal | None, action: Action, scope: Scope) -> None:
+        """Raise ``not_authenticated``, ``not_allowed`` or ``rate_limited`` unless this caller may call this now."""
+        _check_may_call(principal, action.route)
+        assert principal is not None
+        name = principal.describe()
+        self._services.principal_limit.check(name)
+        if _logs_itself(scope):
+            self._services.refused_limit.settle(name)  # every refusal is a log entry, so nobody may have them without end
+
+    def action(self, method: str) -> Action | None:
+        """Return what this path does for a method."""
+        return self._actions.get(method)
+
+    @property
+    def table(self) -> Sequence[Route]:
+        """The table of routes that this one belongs to."""
+        return self._table
 
     async def _refuse(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> _Answer:
-        """Log what was a decision and is not in the log yet, slow down who is refused all the time, and answer."""
+        return _problem_answer(await self.note(error, scope, source, caller), _shown_path(scope), self._allow)
+
+    async def note(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> HandclaspError:
+        """Log what was a decision and is not in the log yet, slow down who is refused all the time; return what the caller is told."""
         status = STATUS[error.kind]
         REFUSED.labels(error.kind.value).inc()
         if status >= 500:
@@ -155,12 +171,12 @@ class Endpoint:
             try:
                 self._services.refused_limit.check(network_key(source.address))
             except HandclaspError as limited:
-                return _problem_answer(limited, _shown_path(scope))
+                return limited
             if scope["path"] != _ENROLMENT and (caller is None or not _logs_itself(scope)):
                 await self._log_refusal(error, scope, source, caller)
         elif status >= 500:
             _log.error("%s %s: %s", scope["method"], _shown_path(scope), error)
-        return _problem_answer(error, _shown_path(scope), self._allow)
+        return error
 
     async def _log_refusal(self, error: HandclaspError, scope: Scope, source: Source, caller: Principal | None) -> None:
         entry = make_entry(
@@ -192,13 +208,13 @@ def _shown_path(scope: Scope) -> str:
     return masked(scope["path"])
 
 
-_Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+_Answer = tuple[int, list[tuple[bytes, bytes]], bytes | Stream]
 
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # the escape itself, and not a backslash that is followed by "u0000"
 
 
-class _Action:
+class Action:
     """A route with what is worth making once: its decoder and its counters."""
 
     def __init__(self, route: Route) -> None:
@@ -209,9 +225,8 @@ class _Action:
         self._counters: dict[int, Any] = {}
         self._seconds = SECONDS.labels(route.method, route.path)
 
-    def query(self, raw: bytes) -> dict[str, str]:
+    def query(self, query: dict[str, str]) -> dict[str, str]:
         """Return the query parameters. One that the route does not have is refused: a misspelt filter would show everything."""
-        query = _query(raw)
         unknown = query.keys() - self._parameters
         if unknown:
             hint = f"it has {', '.join(sorted(self._parameters))}" if self._parameters else "it has none"
@@ -308,9 +323,10 @@ def _problem_answer(error: HandclaspError, path: str, allow: bytes = b"") -> _An
 
 async def _send(send: Send, answer: _Answer, head: bool) -> None:
     status, headers, body = answer
+    assert isinstance(body, bytes)
     if status != 304:
         headers.append((b"content-length", str(len(body)).encode()))
-    headers.extend(_SECURITY)
+    headers.extend(SECURITY)
     if status in (401, 403) or (200 <= status < 300 and not any(name == b"cache-control" for name, _ in headers)):
         headers.append((b"cache-control", b"no-store"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

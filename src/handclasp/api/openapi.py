@@ -85,17 +85,20 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> dict[str, Any]:
-    if route.response is not None:
-        schema: dict[str, Any] = {"$ref": f"#/components/schemas/{route.response.__name__}"}
-    else:
-        schema = {} if route.media_type == "application/json" else {"type": "string"}
-    found: dict[str, Any] = {str(route.status): {"description": "Done.", "content": {route.media_type: {"schema": schema}}}}
+    content = {media_type: {"schema": _schema(route, media_type)} for media_type in route.media_types or (route.media_type,)}
+    found: dict[str, Any] = {str(route.status): {"description": "Done.", "content": content}}
     for status, kinds in sorted(_kinds_by_status(route).items()):
         found[str(status)] = {
             "description": "One of the kinds " + ", ".join(f"`{kind}`" for kind in kinds) + ".",
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
     return found
+
+
+def _schema(route: Route, media_type: str) -> dict[str, Any]:
+    if route.response is not None:
+        return {"$ref": f"#/components/schemas/{route.response.__name__}"}
+    return {} if "json" in media_type else {"type": "string"}
 
 
 def _kinds_by_status(route: Route) -> dict[int, list[Kind]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,12 @@ from handclasp.issuance.request import Source
 
 PUBLIC = "public"
 """Anyone may call it: what everybody who verifies certificates needs."""
+SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"strict-transport-security", b"max-age=31536000"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Headers of every answer."""
 ANY_PRINCIPAL = "principal"
 """Anyone whose identity is proven may call it; the room below decides what they get."""
 
@@ -56,6 +62,18 @@ class Plain:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer of any size, sent as it is made. What fails in its middle ends the connection, so that nobody takes a part for the whole.
+
+    Its first part is made before the answer begins: until then an error is answered as any other.
+    """
+
+    parts: AsyncIterator[bytes]
+    media_type: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
 def tagged(data: bytes, media_type: str, max_age: int = 0) -> Plain:
     """Return an answer with a strong ETag of its content, so that who has it need not fetch it again."""
     return Plain(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"', max_age)
@@ -87,6 +105,8 @@ class Route:
     raw_body: str = ""
     """Media type of a body that is handed over as it is."""
     media_type: str = "application/json"
+    media_types: tuple[str, ...] = ()
+    """Of an answer that comes in several; then ``media_type`` does not count."""
     status: int = 200
     parameters: tuple[Parameter, ...] = ()
     kinds: tuple[Kind, ...] = ()

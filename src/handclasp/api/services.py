@@ -15,6 +15,15 @@ from handclasp.authority.authorities import Authorities
 from handclasp.authority.crls import CrlPublisher
 from handclasp.authority.jwtkeys import JwtKeys
 from handclasp.clock import Clock
+from handclasp.discovery.filescans import FileScans
+from handclasp.discovery.reported import ReportedTargets
+from handclasp.discovery.room import DiscoveryRoom
+from handclasp.inventory.follow import Follower
+from handclasp.inventory.overview import Overviews
+from handclasp.inventory.reading import Reading
+from handclasp.inventory.reconcile import Reconciler
+from handclasp.inventory.record import Recorder
+from handclasp.inventory.triage import Triage
 from handclasp.issuance.issue import Issuance
 from handclasp.issuance.jwt import JwtIssuance
 from handclasp.issuance.progress import Progresses
@@ -25,6 +34,7 @@ from handclasp.issuance.suggestions import Suggestions
 from handclasp.log.cosign import Cosignatures
 from handclasp.log.notes import NoteSigner
 from handclasp.log.tiles import TileStorage
+from handclasp.ownership.room import OwnershipRoom
 from handclasp.store.database import Store
 from handclasp.trust.bundles import Bundles
 from handclasp.trust.federation import Federation
@@ -49,6 +59,11 @@ class Services:
     rotations: Rotations
     progress: Progresses
     contacts: Contacts
+    discovery: DiscoveryRoom
+    file_scans: FileScans
+    reported: ReportedTargets
+    ownership: OwnershipRoom
+    reading: Reading
     clock: Clock
     tiles: TileStorage
     cosignatures: Cosignatures
@@ -60,6 +75,11 @@ class Services:
     evidence: EvidenceVerifier
     principal_limit: Limiter
     refused_limit: Limiter
+    recorder: Recorder
+    reconciler: Reconciler
+    follower: Follower
+    triage: Triage
+    overviews: Overviews
     problems: Callable[[], Awaitable[list[str]]]
     """Says what keeps this process from being ready, one line each."""
     max_body: int = 1_048_576

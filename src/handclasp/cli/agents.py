@@ -232,6 +232,49 @@ def _when(text: str | None) -> When | None:
     return When(text) if text else None
 
 
+@agent.command(example="handclasp agent discover /etc/nginx /srv/app\nhandclasp agent discover /etc -c /etc/handclasp/agent.yaml --json")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-c", "--config", metavar="FILE", help="The agent's configuration: look only where its section `discover` lets it.")
+@click.option("--passwords-file", metavar="FILE", help="Passwords to try on PKCS#12 files, one in a line.")
+@pass_state
+def discover(state: State, paths: tuple[str, ...], config: str | None, passwords_file: str | None) -> int:
+    """Find certificates, keystores and private keys in files, as a scan would. Tells nobody; exits 1 when not all could be read."""
+    found = agent_part("discover.local", "discover")(paths, config, passwords_file)
+    if state.json:
+        terminal.write_json(found)
+    else:
+        terminal.write_table(
+            ["file", "format", "mode", "owner", "holds", "ends", "problem"],
+            [
+                [one.path, one.format, one.mode, f"{one.owner}:{one.group}", _holds(one), _first_end(one), one.problem]
+                for one in found.files
+            ],
+            empty="no certificates, keystores or private keys were found",
+        )
+    for path, problem in found.unread.items():
+        terminal.say(f"{path}: {problem}")
+    if found.problem:
+        terminal.say(found.problem)
+    terminal.say(f"{found.looked_at} files looked at, something found in {len(found.files)}")
+    return 1 if found.problem or found.unread or any(one.problem for one in found.files) else 0
+
+
+def _holds(one: Any) -> list[str]:
+    anchors = sum(1 for certificate in one.certificates if certificate.role == "anchor")
+    words = [certificate.identity or certificate.subject for certificate in one.certificates if certificate.role != "anchor"]
+    words = words[:3] + ([f"and {len(words) - 3} more"] if len(words) > 3 else [])
+    words += [f"{anchors} anchor{'' if anchors == 1 else 's'}"] if anchors else []
+    if one.private_key is not None:
+        kind = "an encrypted private key" if one.private_key.encrypted else "a private key"
+        words.append(kind + (" that others may read" if one.private_key.others_read else ""))
+    return words
+
+
+def _first_end(one: Any) -> When | None:
+    ends = [certificate.not_after for certificate in one.certificates if certificate.role != "anchor" and certificate.not_after]
+    return When(min(ends)) if ends else None
+
+
 @agent.command(example="handclasp agent forget spiffe://example.org/prod/web --state-dir /var/lib/handclasp-agent")
 @click.argument("identity", help="The identity, as `agent status` shows it.")
 @click.option("-c", "--config", metavar="FILE", help="The agent's configuration, for its state directory.")

@@ -1,4 +1,4 @@
-"""``handclasp cert``: issue, sign, show, list and revoke; renewing and inspecting are modules of their own."""
+"""``handclasp cert``: issue, sign and revoke; renewing, inspecting, and looking at what is known are modules of their own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import click
 from handclasp.cli import terminal
 from handclasp.cli.command import Group, State, pass_state
 from handclasp.cli.inspections import inspect
-from handclasp.cli.options import limit_option
+from handclasp.cli.inventories import export, list_, show, triage
 from handclasp.cli.renewals import renew
-from handclasp.cli.terminal import When
 
 if TYPE_CHECKING:
-    from handclasp.wire import Certificate, Issued
+    from handclasp.wire import Issued
 
 _NAMES = (
     click.option("--dns", multiple=True, metavar="NAME", help="DNS name to put in."),
@@ -40,6 +39,10 @@ def cert() -> None:
 
 cert.add_command(renew)
 cert.add_command(inspect)
+cert.add_command(list_)
+cert.add_command(show)
+cert.add_command(export)
+cert.add_command(triage)
 
 
 @cert.command(
@@ -157,74 +160,6 @@ def _csr_text(data: bytes, source: str) -> str:
             Kind.BAD_CSR, f"{source} holds no signing request that can be read", hint="handclasp cert inspect tells what it is"
         ) from error
     return csr.public_bytes(serialization.Encoding.PEM).decode()
-
-
-@cert.command(
-    "list", client=True, example="handclasp cert list --identity spiffe://example.org/prod/web\nhandclasp cert list --state valid --json"
-)
-@click.option("--identity", help="Only certificates of this identity.")
-@click.option("--state", "cert_state", metavar="STATE", help="Only valid, superseded, expired or revoked ones.")
-@click.option("--profile", help="Only certificates of this profile.")
-@click.option("--authority", help="Only certificates of this authority.")
-@click.option("--serial", help="Only the certificate with this serial number (hex).")
-@limit_option
-@pass_state
-def list_(state: State, cert_state: str | None, limit: int, **filters: Any) -> None:
-    """List certificates, those that end last first."""
-    from handclasp.wire import CertificateList
-
-    found = state.api().pages("/v1/certificates", CertificateList, limit, state=cert_state, **filters)
-    if state.json:
-        terminal.write_json(found)
-    else:
-        certificate_table(found.items)
-
-
-def certificate_table(items: Sequence[Certificate]) -> None:
-    """Write certificates as a table: the short names of a fingerprint are for people, the whole one for programs."""
-    shorten = terminal.is_terminal(terminal.out())
-    terminal.write_table(
-        ["sha256", "identity", "profile", "state", "ends", "renews", "generation", "log entry"],
-        [
-            [
-                c.sha256[:16] if shorten else c.sha256,
-                c.identity,
-                c.profile,
-                c.state,
-                When(c.not_after),
-                When(c.renew_after),
-                c.generation,
-                c.log_entry,
-            ]
-            for c in items
-        ],
-        empty="there are no such certificates",
-    )
-
-
-@cert.command(client=True, example="handclasp cert show web.pem\nhandclasp cert show 7d0c… --pem > web.pem")
-@click.argument("certificate", metavar="SHA256|FILE", help="Its fingerprint, or a file that holds it.")
-@click.option("--pem", is_flag=True, help="Write only the certificate.")
-@pass_state
-def show(state: State, certificate: str, pem: bool) -> None:
-    """Show what the server knows of one certificate."""
-    from handclasp.cli.pem import fingerprint_of
-    from handclasp.wire import Certificate
-
-    found = state.api().get(f"/v1/certificates/{fingerprint_of(certificate)}", Certificate)
-    if state.json:
-        terminal.write_json(found)
-        return
-    if pem:
-        terminal.write(found.certificate or "")
-        return
-    times = {"not_before", "not_after", "renew_after", "renew_before", "revoked_at"}
-    fields: list[tuple[str, terminal.Cell]] = []
-    for field in found.__struct_fields__:
-        value = getattr(found, field)
-        if field != "certificate":
-            fields.append((field.replace("_", " "), When(value) if value and field in times else value))
-    terminal.write_fields(fields)
 
 
 @cert.command(client=True, example="handclasp cert revoke web.pem --reason key-compromise --comment 'laptop stolen'")

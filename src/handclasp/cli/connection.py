@@ -6,7 +6,7 @@ This is the one place of the command line that knows the client room.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -36,10 +36,20 @@ class Api:
         answer: T = self._client.call(method, path, body=body, params=given or None, response=response)
         return answer
 
+    def address(self, path: str) -> str:
+        """Return the whole address of a path of the server."""
+        return f"{self._client.url}{path}"
+
     def raw(self, path: str) -> bytes:
         """Return the bytes at ``path``."""
         data: bytes = self._client.raw(path).body
         return data
+
+    def stream(self, path: str, **params: Any) -> Iterator[bytes]:
+        """Yield the bytes at ``path`` as they come; parameters that are None or empty are left out."""
+        given = {name: _text(value) for name, value in params.items() if value not in (None, "", [], ())}
+        parts: Iterator[bytes] = self._client.stream(path, given or None)
+        return parts
 
     def pages(self, path: str, response: type[T], limit: int, **params: Any) -> T:
         """Return a list answer with up to ``limit`` items (0: all), following the cursor; ``next_cursor`` stays set when there are more."""

@@ -1,4 +1,4 @@
-"""Policy and profiles are both one YAML text on the server: compare with it, replace it."""
+"""Policy, profiles and rules of ownership are each one YAML text on the server: compare with it, replace it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from handclasp.cli.command import State
 
 if TYPE_CHECKING:
     from handclasp.wire import PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
+    from handclasp.wire.ownership import OwnershipDocument
 
 _MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
-def _document(path: str, text: str) -> PolicyDocument | ProfileDocument:
+def _document(path: str, text: str) -> PolicyDocument | ProfileDocument | OwnershipDocument:
     from handclasp.wire import PolicyDocument, ProfileDocument
 
+    if path == "/v1/ownership":
+        from handclasp.wire.ownership import OwnershipDocument
+
+        return OwnershipDocument(text=text)
     return PolicyDocument(text=text) if path == "/v1/policy" else ProfileDocument(text=text)
 
 

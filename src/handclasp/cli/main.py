@@ -20,8 +20,16 @@ SECTIONS = {
         "rotate": ("handclasp.cli.rotations:rotate", "Have certificates replaced before their time, and watch it."),
         "rotation": ("handclasp.cli.rotations:rotation", "Rotations: how far they are, and what has not answered."),
         "identity": ("handclasp.cli.identities:identity", "Who has certificates, and who owns them."),
+        "owner": ("handclasp.cli.owners:owner", "Teams, people and services that own identities, and how it is found out which."),
         "agent": ("handclasp.cli.agents:agent", "Keep the certificates of a host fresh."),
         "workload": ("handclasp.cli.workloads:workload", "Ask the Workload API of this host, as a workload would."),
+    },
+    "What is out there": {
+        "inventory": ("handclasp.cli.locations:inventory", "Show how many certificates stand how, and what to do about it."),
+        "location": ("handclasp.cli.locations:location", "Places where certificates are: endpoints, files, Secrets, mesh proxies, stores."),
+        "view": ("handclasp.cli.views:view", "Saved views: searches that somebody keeps, for everybody."),
+        "source": ("handclasp.cli.sources:source", "What discovery reads: networks, hosts, clusters, CAs, files."),
+        "collect": ("handclasp.cli.collect:collect", "Read sources near where they are, for a server far away."),
     },
     "Who may have what": {
         "token": ("handclasp.cli.tokens:token", "Scoped access tokens."),

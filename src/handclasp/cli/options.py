@@ -17,6 +17,35 @@ def limit_option(function: F) -> F:
     )
 
 
+def filter_options(which: str, *, without: Sequence[str] = ()) -> Callable[[F], F]:
+    """Add an option for each filter of a list, with the words of the API; they come as ``filter_NAME``."""
+    from handclasp.inventory.filters import LISTS
+
+    def add(function: F) -> F:
+        for one in reversed(LISTS[which]):
+            if one.name not in without:
+                choices = one.schema.get("enum")
+                names = [_OPTIONS.get(one.name, f"--{one.name.replace('_', '-')}"), f"filter_{one.name}"]
+                metavar = "|".join(choices) if choices and len(choices) <= 4 else "true|false" if one.name == "ca" else "TEXT"
+                said = one.description.replace("`", "")
+                text = f"{said} One of {', '.join(choices)}." if choices and len(choices) > 4 else said
+                function = click.option(*names, metavar=metavar, help=text)(function)
+        return function
+
+    return add
+
+
+_OPTIONS = {"ca": "--is-ca"}
+"""Options that are not called like their filter, whose name stands for something else on every command."""
+
+
+def filters_of(given: dict[str, Any]) -> dict[str, str]:
+    """Return the query that the options of :func:`filter_options` say, and take them out of ``given``."""
+    names = [name for name in given if name.startswith("filter_")]
+    values = {name.removeprefix("filter_"): given.pop(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:
     """Return ``K=V`` arguments as a mapping; wrong usage when one is not of that form."""
     result = {}

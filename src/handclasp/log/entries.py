@@ -69,6 +69,7 @@ ENTRY_TYPES: Mapping[str, str] = {
     "ownership.applied": "Rules of ownership were put in force.",
     "identity.assigned": "Somebody said who owns an identity, or its tier or environment.",
     "identity.confirmed": "An owner confirmed, or denied, that an identity is theirs.",
+    "identity.asked": "A link was made by which an owner confirms, or denies, what it owns.",
     "console.signed_in": "Somebody signed in to the console.",
     "console.refused": "Somebody was refused at the console's door.",
     "console.signed_out": "Somebody signed out of the console, or was.",

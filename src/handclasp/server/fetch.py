@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from handclasp.access.egress import check_address, check_url
@@ -63,12 +63,20 @@ class Fetcher:
         """
         return await self._send("POST", url, body, insecure=True)
 
+    async def post_form(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Return status and body of a POST to the provider by which people sign in to the console, under the same guard as :meth:`get`.
+
+        Raises ``unavailable`` when there is no answer, ``not_allowed`` where the guard forbids it.
+        """
+        return await self._send("POST", url, body, insecure=self._insecure, more=headers)
+
     async def _send(
         self,
         method: str,
         url: str,
         body: bytes | None,
         *,
+        more: Mapping[str, str] | None = None,
         insecure: bool,
         client: httpx2.AsyncClient | None = None,
         check: Callable[[bytes], None] | None = None,
@@ -87,7 +95,7 @@ class Fetcher:
             )
         # The connection goes to the very address that was checked; name and certificate stay those of the URL.
         pinned = httpx2.URL(url).copy_with(host=address)
-        headers = {"host": parts.netloc, "accept-encoding": "identity"}  # what is counted is what arrives: no room for a bomb
+        headers = {"host": parts.netloc, "accept-encoding": "identity", **(more or {})}  # what is counted is what arrives: no room for a bomb
         try:
             async with (client or cast("httpx2.AsyncClient", self._client)).stream(
                 method, pinned, content=body, headers=headers, extensions={"sni_hostname": parts.hostname}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 import structlog
 from prometheus_client import Gauge
 from sqlalchemy import select
@@ -22,6 +25,27 @@ ROTATIONS = Gauge("handclasp_rotations", "Rotations that are not done, by state.
 NAMED = 20
 """Missed renewals that one look names in the log; the list of agents has them all."""
 _log = structlog.get_logger("handclasp.agents")
+
+
+class AgentFigures:
+    """How many agents are in each state, for the overview: as of a moment ago."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._fleet = Fleet(store, clock)
+        self._counted: dict[str, int] = {}
+        self._until = 0.0
+
+    async def __call__(self) -> Mapping[str, int]:
+        """Return the number for each state. They are counted again no more often than counting takes a fiftieth of the time."""
+        began = time.monotonic()
+        if began >= self._until:
+            counted = dict.fromkeys(STATES, 0)
+            async for page in self._fleet.pages():
+                for agent in page:
+                    counted[agent.state] += 1
+            took = time.monotonic() - began
+            self._counted, self._until = counted, time.monotonic() + max(1.0, 50 * took)
+        return self._counted
 
 
 class FleetWatch:

@@ -23,7 +23,18 @@ from handclasp.authority.jwtkeys import JwtKeys
 from handclasp.authority.keystore import KeyStore
 from handclasp.authority.passphrase import find_passphrase
 from handclasp.clock import Clock, system_clock
+from handclasp.discovery.filescans import FileScans
+from handclasp.discovery.reported import ReportedTargets
+from handclasp.discovery.room import open_discovery
 from handclasp.errors import HandclaspError, Kind
+from handclasp.inventory.confirm import Confirmer
+from handclasp.inventory.follow import Follower
+from handclasp.inventory.overview import Overviews
+from handclasp.inventory.reading import Reading
+from handclasp.inventory.reconcile import Reconciler
+from handclasp.inventory.record import Recorder
+from handclasp.inventory.states import Graces
+from handclasp.inventory.triage import Triage
 from handclasp.issuance.issue import Issuance
 from handclasp.issuance.jwt import JwtIssuance
 from handclasp.issuance.progress import Progresses
@@ -34,8 +45,10 @@ from handclasp.issuance.suggestions import Suggestions
 from handclasp.log.cosign import Cosignatures
 from handclasp.log.notes import NoteSigner, VerifierKey, parse_vkey
 from handclasp.log.tiles import TileStorage
+from handclasp.ownership.room import open_ownership
 from handclasp.server.endpoints import EndpointFetcher
 from handclasp.server.fetch import Fetcher
+from handclasp.server.fleet import AgentFigures
 from handclasp.server.health import Health, Readiness
 from handclasp.server.kube import ApiConnection
 from handclasp.server.settings import Settings
@@ -43,6 +56,7 @@ from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.trust.bundles import Bundles
 from handclasp.trust.federation import Federation
+from handclasp.wire.observations import Recorded, Sightings
 
 LOG_KEY = "file:log.key"
 BURST_SECONDS = 2
@@ -114,6 +128,13 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
     clusters = Clusters(fetcher.get, lambda review: ApiConnection(review, tokens_of_clusters), clock, insecure=settings.oidc_allow_http)
     hint, local = settings.bundle_refresh_hint, settings.federation_allow_local
     jwt_keys = JwtKeys(store, keystore, clock, refresh_hint=hint, period=settings.jwt_key_period)
+    graces = Graces(*(round(1000 * seconds) for seconds in (settings.unseen_after, settings.old_after, settings.retention)))
+    reconciler = Reconciler(store, clock, graces)
+    recorder = Recorder(store, authorities, clock, reconciler)
+
+    async def record(source_id: int, sightings: Sightings, scan_id: str) -> Recorded:
+        return await recorder.record(source_id, sightings, scan_id=scan_id or None)
+
     services = Services(
         store=store,
         authorities=authorities,
@@ -132,6 +153,11 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         rotations=Rotations(store, authorities, suggestions, clock),
         progress=Progresses(store, clock),
         contacts=Contacts(store),
+        discovery=open_discovery(store, clock, record, recorder.forget_source),
+        file_scans=FileScans(store, clock, record, Confirmer(store)),
+        reported=ReportedTargets(store, clock, record),
+        ownership=open_ownership(store, clock, confirm_every=settings.confirm_every),
+        reading=Reading(store, clock),
         clock=clock,
         tiles=storage,
         cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
@@ -141,6 +167,11 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         evidence=EvidenceVerifier(oidc, clusters, Challenges(_log_key(keystore).private_bytes_raw(), clock), clock),
         principal_limit=Limiter(settings.rate_principal, max(1, round(settings.rate_principal * BURST_SECONDS)), clock),
         refused_limit=Limiter(settings.rate_refused, max(1, round(settings.rate_refused * BURST_SECONDS)), clock),
+        recorder=recorder,
+        reconciler=reconciler,
+        follower=Follower(store, clock, reconciler),
+        triage=Triage(store, clock),
+        overviews=Overviews(store, clock, AgentFigures(store, clock)),
         problems=Readiness(store, authorities, health, settings.data),
         max_body=int(settings.max_body),
         request_timeout=settings.request_timeout,

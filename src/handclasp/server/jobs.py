@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,13 +20,16 @@ from prometheus_client import Gauge
 from sqlalchemy import delete, select
 
 from handclasp.errors import HandclaspError, Kind
+from handclasp.inventory.follow import AT_ONCE as FOLLOW_AT_ONCE
 from handclasp.log.cosign import WitnessClient
 from handclasp.log.sequencer import Sequencer
+from handclasp.server.console import make_sessions
 from handclasp.server.federate import FederationJob
 from handclasp.server.fleet import FleetWatch
 from handclasp.server.health import LAG_LIMIT, Health
 from handclasp.server.instance import Instance
 from handclasp.server.own import OwnCertificate
+from handclasp.server.retain import RetentionJob
 from handclasp.server.scrub import Scrub
 from handclasp.server.web import WebCertificate
 from handclasp.store import tables
@@ -40,8 +44,18 @@ ROTATE_EVERY = 1.0
 AGENTS_EVERY = 30.0
 AGENTS_REST = 50  # times as long as the last count of agents took: never more than 2 % of the time
 JWT_KEYS_EVERY = 0.5
+OWNERS_EVERY = 0.5
+FOLLOW_EVERY = 0.5  # and at once where there is more: names, summaries and counters of what is issued
+RECONCILE_EVERY = 1.0
+STANDINGS_EVERY = 5.0
+RECOUNT_EVERY = 3600.0  # looks whether a day is over: what triggers count cannot drift, unless somebody changes rows by hand
 FEDERATION_EVERY = 2.0  # looks at what is due; each trust domain says how often it is
+SCANS_EVERY = 1.0
+SOURCES_EVERY = 20.0
+FILE_SCANS_EVERY = 1.0
 HOUSEKEEPING_EVERY = 3600.0
+MONTHS_EVERY = 600.0  # months are made weeks ahead, so there is time to try again
+RETENTION_EVERY = 3600.0
 REPLAY_LEEWAY = 300_000  # ms beyond a token's end for which its id is remembered: more than the clock skew that is accepted
 LEADING = ".leading"
 """File in the log's directory that the leader holds a lock on."""
@@ -71,6 +85,7 @@ class Jobs:
             ("leader", self._lead),
             ("watch", self._keep_watching),
             ("agents", self._keep_judging),
+            ("discovery", self._discover),
         ):
             self._tasks.append(asyncio.get_running_loop().create_task(work(), name=name))
 
@@ -116,10 +131,34 @@ class Jobs:
                 await watch.run()
             await asyncio.sleep(max(AGENTS_EVERY, AGENTS_REST * (time.monotonic() - began)))
 
+    async def _discover(self) -> None:
+        """Read parts of scans, in every process: the database says who reads which."""
+        settings = self._instance.settings
+        if not settings.discovery_workers:
+            return
+        room = self._instance.services.discovery
+        worker = f"{socket.gethostname()}/{os.getpid()}"
+        if self._instance.store.is_sqlite:
+            await room.leases.recover()  # there is one process, so whoever had them is dead
+        secrets = [settings.discovery_files or settings.data / "sources"]
+        await room.engine(worker, workers=settings.discovery_workers, secrets=secrets).run()
+
+    async def _begin_scans(self) -> None:
+        """Begin the scans that are due, and end those of which nothing is left to read."""
+        for name in await self._instance.services.discovery.scans.step():
+            _log.info("scan begun", source=name)
+
+    async def _tidy_sources(self) -> None:
+        """Forget what removed sources saw, and what is left of scans that have ended."""
+        room = self._instance.services.discovery
+        await room.sources.forget_removed(room.forget)
+        await room.scans.tidy()
+
     async def _run_alone(self) -> None:
         """Run what one process does alone. Nothing here waits for anything else: revocations are published whatever the log is like."""
         services = self._instance.services
         scrub = Scrub(self._instance.store.entries, services.tiles, services.cosignatures)
+        retention = RetentionJob(self._instance.store, services.clock, self._instance.settings.retention)
         work: list[tuple[float, str, Callable[[], Awaitable[None]]]] = [
             (SEQUENCE_EVERY, "log", self._sequence),
             (CRL_EVERY, "crl", self._publish_crls),
@@ -127,7 +166,17 @@ class Jobs:
             (ROTATE_EVERY, "rotation", self._rotate),
             (JWT_KEYS_EVERY, "jwt-keys", self._keep_jwt_keys),
             (FEDERATION_EVERY, "federation", FederationJob(services.federation, services.clock).run),
+            (FOLLOW_EVERY, "follow", self._follow),
+            (RECONCILE_EVERY, "reconcile", self._reconcile),
+            (STANDINGS_EVERY, "standings", services.overviews.gauges),
+            (RECOUNT_EVERY, "recount", self._recount),
+            (OWNERS_EVERY, "owners", self._derive_owners),
+            (SCANS_EVERY, "scans", self._begin_scans),
+            (SOURCES_EVERY, "sources", self._tidy_sources),
+            (FILE_SCANS_EVERY, "file-scans", services.file_scans.step),
             (HOUSEKEEPING_EVERY, "housekeeping", self._housekeeping),
+            (MONTHS_EVERY, "months", retention.months),
+            (RETENTION_EVERY, "retention", retention.remove),
         ]
         if self._instance.witnesses:
             work.append((WITNESS_EVERY, "witness", self._witness()))
@@ -198,6 +247,32 @@ class Jobs:
         for what in await services.jwt_keys.step(services.authorities.trust_domains):
             _log.info("jwt key", what=what)
 
+    async def _follow(self) -> None:
+        """Follow the log to its end; over an installation that was there before, with a rest after each batch for everybody else."""
+        while True:
+            if await self._instance.services.follower.step() < FOLLOW_AT_ONCE:
+                return
+            await asyncio.sleep(0.005)
+
+    async def _reconcile(self) -> None:
+        """Judge what is due, and go on at once where there is more."""
+        while True:
+            if await self._instance.services.reconciler.step(1000) < 1000:
+                return
+            await asyncio.sleep(0.005)
+
+    async def _recount(self) -> None:
+        for (kind, bucket), number in (await self._instance.services.reconciler.recount_if_due()).items():
+            _log.warning("a counter was wrong", kind=kind, bucket=bucket, by=number)
+
+    async def _derive_owners(self) -> None:
+        """Derive who owns what is new or changed; all of it after a change of rules, with a rest after each step for everybody else."""
+        assigner = self._instance.services.ownership.assigner
+        while True:
+            if not await assigner.step():
+                return
+            await asyncio.sleep(0.01)
+
     def _witness(self) -> Callable[[], Awaitable[None]]:
         clients = [WitnessClient(vkey, url, self._instance.fetcher.post) for vkey, url in self._instance.witnesses]
 
@@ -222,6 +297,8 @@ class Jobs:
         for name in await services.authorities.warn_expiring(rules.longest_lifetime):
             _log.warning("authority ends soon", authority=name)
         await services.progress.settle()
+        await services.ownership.people.forget()
+        await make_sessions(self._instance).sweep()
         old = tables.replay.c.expires_at < services.clock() - REPLAY_LEEWAY
         await self._instance.store.ledger.commit(Write([], [Change(delete(tables.replay).where(old))]))
 

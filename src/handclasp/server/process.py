@@ -22,6 +22,7 @@ from handclasp.api.table import API, PLAIN_HTTP
 from handclasp.doors.spiffe.bundle import PATH as BUNDLE_PATH
 from handclasp.doors.spiffe.bundle import BundleEndpoint
 from handclasp.log.entries import make_entry
+from handclasp.server.console import with_console
 from handclasp.server.instance import Instance, open_instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.own import OwnCertificate
@@ -106,7 +107,8 @@ async def _serve(
     jobs = Jobs(instance, own, web)
     jobs.start()
     report = instance.health.report
-    servers = [(_make_server(_with_doors(instance, make_app(API, instance.services, report=report)), tls), https)]
+    https_app = with_console(instance, _with_doors(instance, make_app(API, instance.services, report=report)))
+    servers = [(_make_server(https_app, tls), https)]
     if http is not None:
         servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http", report=report), None), http))
     stop = _stop_on_signal()

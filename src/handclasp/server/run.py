@@ -129,6 +129,7 @@ def _ready(settings: Settings, https: socket, http: list[socket], grpc: list[soc
     """Say that everything listens: to people on standard error, to scripts in the ready file."""
     facts = {
         "https": f"https://{_reachable(process.address_of(https))}",
+        "console": f"https://{_reachable(process.address_of(https))}/console/",
         "http": f"http://{_reachable(process.address_of(http[0]))}" if http else None,
         "grpc": _reachable(process.address_of(grpc[0])) if grpc else None,
         "ca_file": str(ca_file(settings)),
@@ -139,7 +140,7 @@ def _ready(settings: Settings, https: socket, http: list[socket], grpc: list[soc
     url = name_in_certificate(str(facts["https"]), settings.names)
     client = f"HANDCLASP_URL={url} HANDCLASP_CA={facts['ca_file']} HANDCLASP_TOKEN_FILE={facts['admin_token_file']}"
     print(
-        f"handclasp serves at {url}\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
+        f"handclasp serves at {url}\n  console       {url}/console/ (sign in with the admin token)\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
         f"  try: {client} handclasp doctor",
         file=sys.stderr,
         flush=True,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from handclasp.access.roles import Roles
 from handclasp.clock import parse_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.keys import KEY_TYPES
@@ -106,6 +107,9 @@ class Settings:
     rate_refused: float = _setting(
         "number", 20, "Refused requests a second from one address; beyond it they get 429 and are no longer logged one by one."
     )
+    retention: float = _setting(
+        "duration", "30d", "How long certificates, and what was seen of them, are kept after their end; 0s: for ever. Log entries always are."
+    )
     tls12: bool = _setting("flag", False, "Also accept TLS 1.2.")
     witness: tuple[str, ...] = _setting(
         "list", (), "Witness to ask for a cosignature of each checkpoint: its verifier key, a space, its URL (repeatable)."
@@ -127,6 +131,29 @@ class Settings:
         "path", None, "CA certificates (PEM) to trust for https_web bundle endpoints besides the system's, such as a private Web PKI."
     )
     federation_allow_local: bool = _setting("flag", False, "Allow bundle endpoints of federation on loopback addresses (test set-ups).")
+    console_roles: tuple[str, ...] = _setting(
+        "list",
+        (),
+        "Who may do what in the console, WHO=ROLE: a client certificate's identity (spiffe://td/person/*) or an OIDC claim "
+        "(claim:groups:platform), and admin, operator, auditor or team:NAME (repeatable).",
+    )
+    console_idle: float = _setting("duration", "30m", "A session of the console ends after this time without a request.")
+    console_lifetime: float = _setting("duration", "12h", "A session of the console ends after this time in any case.")
+    console_oidc_issuer: str = _setting("text", "", "OIDC provider by which people sign in to the console: its issuer URL.")
+    console_oidc_client_id: str = _setting("text", "", "What the console is called at that provider.")
+    console_oidc_secret_file: Path | None = _setting("path", None, "File with the console's secret at that provider (none: a public client).")
+    console_oidc_scope: tuple[str, ...] = _setting(
+        "list", ("openid", "profile", "email"), "What is asked of that provider; add groups where it takes it (repeatable)."
+    )
+    confirm_every: float = _setting(
+        "duration", "180d", "How long it counts that an owner confirmed an identity; then it is overdue, and asked about again."
+    )
+    discovery_workers: int = _setting("number", 4, "Parts of scans that one process reads at once; 0: this process reads none.")
+    discovery_files: Path | None = _setting(
+        "path", None, "Directory of the files that settings of sources name: tokens, certificates, kubeconfigs (default: DATA/sources)."
+    )
+    unseen_after: float = _setting("duration", "1h", "A certificate that was issued so long ago and never seen anywhere counts as unseen.")
+    old_after: float = _setting("duration", "10m", "How long a certificate may be seen beside its successor before it counts as old.")
     log_level: str = _setting("text", "info", "debug, info, warning or error.")
     log_format: str = _setting("text", "auto", "json, text, or auto: text on a terminal.")
 
@@ -194,7 +221,21 @@ class Settings:
                     found.append(f"{name}: {error.detail}")
         if self.https == "off":
             found.append("https cannot be off: the API is served there")
-        return found + self._bad_values() + self._bad_names() + self._bad_federation()
+        return found + self._bad_values() + self._bad_names() + self._bad_federation() + self._bad_console()
+
+    def _bad_console(self) -> list[str]:
+        found = []
+        try:
+            Roles(self.console_roles)
+        except HandclaspError as error:
+            found.append(error.detail)
+        if not 60 <= self.console_idle <= self.console_lifetime:
+            found.append("console_idle must be at least 1m and not longer than console_lifetime")
+        if bool(self.console_oidc_issuer) != bool(self.console_oidc_client_id):
+            found.append("console_oidc_issuer and console_oidc_client_id belong together: set both, or none")
+        if self.console_oidc_issuer and "openid" not in self.console_oidc_scope:
+            found.append("console_oidc_scope must have openid")
+        return found
 
     def _bad_federation(self) -> list[str]:
         found = []
@@ -218,8 +259,10 @@ class Settings:
             ("key_type", self.key_type, KEY_TYPES),
         )
         found = [f"{name}: {value!r} is not one of {', '.join(allowed)}" for name, value, allowed in choices if value not in allowed]
-        above = ("rate_principal", "rate_refused", "root_lifetime", "issuing_lifetime", "crl_lifetime", "request_timeout")
+        above = ("rate_principal", "rate_refused", "root_lifetime", "issuing_lifetime", "crl_lifetime", "request_timeout", "confirm_every")
         found += [f"{name} must be above 0" for name in above if getattr(self, name) <= 0]
+        if self.retention and self.retention < 3600:
+            found.append("retention must be 0s (for ever) or at least 1h")
         if self.issuing_lifetime > self.root_lifetime:
             found.append("issuing_lifetime must not be longer than root_lifetime: an authority cannot outlive its root")
         return found

@@ -53,12 +53,15 @@ async def report(call: Call) -> Reported:
         raise HandclaspError(Kind.NOT_FOUND, "this agent is not enrolled here", hint="enrol it again")
     agent, *before = known
     told = [body.hostname, body.version, call.source.address, msgspec.json.encode(body.identities).decode()]
+    changed = False
     if told == before:
         call.services.contacts.note(agent, now)
     else:
+        changed = True
         row = dict(zip(("new_hostname", "new_version", "new_address", "new_report"), told, strict=True))
         await call.services.store.ledger.commit(Write([], [Change(_REPORT, rows=[{**row, "agent": agent, "contact": now}])]))
-    return Reported(received_at=rfc3339(now))
+    call.services.reported.note(principal.identity, body.identities, changed=changed)
+    return Reported(received_at=rfc3339(now), scans=await call.services.file_scans.concerns(principal.identity))
 
 
 async def list_agents(call: Call) -> AgentList:

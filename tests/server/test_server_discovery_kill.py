@@ -1,0 +1,107 @@
+"""kill -9 in the middle of a scan: the next start goes on with it, reads everything, and nothing is gone that was merely not read."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sqlite3
+import ssl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import handclasp.server.run  # noqa: F401  (declares every point of the server)
+from handclasp.errors import HandclaspError
+from handclasp.faults import POINTS
+from handclasp.wire.discovery import RunRequest, Scan, Source, SourceRequest, SourceScope
+from support.fake_server import FakeAuthority
+from support.servers import Server
+from support.waiting import eventually
+
+STRIKES = {"scan.recorded": 2, "scan.placed": 3}
+"""Points and the passing at which they strike: what was read is recorded, and how far that is, not yet, or just now."""
+HOSTS = 96  # addresses of loopback, of which a few are looked at at a time
+SERVED = (3, 40, 90)
+"""Those of them that have a server; any other port of theirs is closed."""
+
+
+def test_every_point_of_a_scan_is_struck() -> None:
+    assert {point for point in POINTS if point.startswith("scan.")} == set(STRIKES)
+
+
+@contextmanager
+def served(home: Path, hosts: tuple[int, ...]) -> Iterator[int]:
+    """TLS servers at some addresses, on one port."""
+    certificate, key = FakeAuthority().credential(dns=["app.example"])
+    (home / "cert.pem").write_bytes(certificate)
+    (home / "key.pem").write_bytes(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "cert.pem", home / "key.pem")
+
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(1)
+
+    def accept(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                pool.submit(answer, server.accept()[0])
+
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(8))
+        first = stack.enter_context(socket.create_server((f"127.0.9.{hosts[0]}", 0)))
+        port = first.getsockname()[1]
+        servers = [first, *(stack.enter_context(socket.create_server((f"127.0.9.{host}", port))) for host in hosts[1:])]
+        threads = [threading.Thread(target=accept, args=[server]) for server in servers]
+        for thread in threads:
+            thread.start()
+        yield port
+        for server in servers:
+            server.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+def rows(data: Path, query: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(f"file:{data / 'handclasp.db'}?mode=ro", uri=True)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("point", STRIKES)
+def test_killed_while_a_scan_goes_on(tmp_path: Path, point: str) -> None:
+    data = tmp_path / "data"
+    with served(tmp_path, SERVED) as port:
+        with Server(data, "--trust-domain", "example.org") as server, server.ready().client() as admin:
+            settings = {"ports": [str(port)], "connections": 8, "rate": 1000.0, "host_rate": 1000.0, "both": False}
+            request = SourceRequest(
+                name="lo", kind="network", settings=settings, scope=SourceScope(allow=["127.0.9.0/26", "127.0.9.64/27"])
+            )
+            admin.call("POST", "/v1/sources", body=request, response=Source)
+            admin.call("POST", "/v1/sources/lo:run", body=RunRequest(), response=Scan)
+            eventually(lambda: admin.call("GET", "/v1/sources/lo", response=Source).success_at is not None, what="the first scan")
+            assert server.stop() == 0, server.errors()
+        everything = rows(data, "SELECT key FROM location WHERE gone_at IS NULL ORDER BY key")
+        assert len(everything) == len(SERVED)
+        with Server(data, fault=f"{point}:{STRIKES[point]}:kill") as server, server.ready().client() as admin:
+            with contextlib.suppress(HandclaspError):  # it may be dead before it can answer
+                admin.call("POST", "/v1/sources/lo:run", body=RunRequest(), response=Scan)
+            assert server.process.wait(60) == -signal.SIGKILL, server.errors()
+        assert rows(data, "SELECT key FROM location WHERE gone_at IS NULL ORDER BY key") == everything
+        assert rows(data, "SELECT count(*) FROM scan WHERE state IN ('planning', 'running')") == [(1,)]
+        with Server(data) as server, server.ready().client() as admin:
+            eventually(lambda: admin.call("GET", "/v1/sources/lo", response=Source).scan.state == "done", 60, "the scan ends")  # type: ignore[union-attr]
+            source = admin.call("GET", "/v1/sources/lo", response=Source)
+            assert server.stop() == 0, server.errors()
+    assert source.scan is not None
+    assert (source.scan.read, source.scan.failed, source.scan.gone, source.problem) == (HOSTS, 0, 0, None)
+    assert source.success_at == source.scan.created_at
+    assert rows(data, "SELECT key FROM location WHERE gone_at IS NULL ORDER BY key") == everything
+    assert rows(data, "SELECT count(*) FROM sighting WHERE ended_at IS NOT NULL") == [(0,)]

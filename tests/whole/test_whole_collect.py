@@ -1,0 +1,127 @@
+"""A collector beside a large cluster, and a real server far away: memory, being killed, and what must not seem gone."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handclasp.clock import system_clock
+from support.fake_server import FakeAuthority
+from support.istio_dumps import ztunnel
+from support.live import Live
+from support.servers import Server, environment
+from support.waiting import eventually
+
+SECRETS = 10_000
+WORKLOADS = 2000
+LIMIT = 150 * 1024  # KiB
+
+
+@dataclass
+class Collector:
+    """A collector process, and the most memory that was seen of it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    most: int = 0
+
+    def look(self) -> None:
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                self.most = max(self.most, int(line.split()[1]))
+
+    def wait(self, seconds: float = 120) -> int:
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            self.look()
+            time.sleep(0.05)
+        return self.process.returncode
+
+
+@contextmanager
+def collector(live: Live, home: Path, token: str, *options: str) -> Iterator[Collector]:
+    (home / "collector.token").write_text(token)
+    log = home / "collector.log"
+    argv = [sys.executable, "-m", "handclasp", "collect", "--token-file", str(home / "collector.token"), "--files", str(home), *options]
+    env = environment() | {"HANDCLASP_URL": live.facts["https"], "HANDCLASP_CA": live.facts["ca_file"]}
+    with log.open("ab") as output:
+        process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        yield Collector(process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@contextmanager
+def big_cluster(home: Path, number: int) -> Iterator[str]:
+    """A cluster in a process of its own: its memory is not the collector's."""
+    argv = [sys.executable, "-m", "support.kube_api", str(home), str(number)]
+    with subprocess.Popen(argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def test_a_cluster_of_10000_secrets_and_a_node_of_2000_workloads(tmp_path: Path) -> None:
+    home = tmp_path / "collector"
+    home.mkdir()
+    with big_cluster(home, SECRETS) as url, Server(tmp_path / "data").ready() as server:
+        live = Live(tmp_path, server)
+        token = server.token(name="collector", allow=[], profiles=[], scopes=["sources:collect"], expires="1d")
+        with live.client(live.admin_token) as admin:
+            access = {"cluster": "c1", "api": url, "ca_file": "ca.crt", "token_file": "token", "rate": 1000.0}
+            settings = access | {"tls_secrets": ["*"], "namespaces": [], "cluster_objects": False}
+            add(admin, "cluster", "kubernetes", settings)
+            identities = [f"spiffe://cluster.local/ns/team-{n % 50:02d}/sa/app-{n}" for n in range(WORKLOADS)]
+            dump, _ = ztunnel(FakeAuthority("Mesh"), identities, padding=5000)
+            (home / "node-1.json").write_bytes(dump)
+            add(admin, "mesh", "istio", access | {"namespaces": [], "dumps": ["node-1.json"]})
+            scan = admin("POST", "/v1/sources/cluster:run", {}).ok(201)["id"]
+            # Killed half-way.
+            with collector(live, home, token) as first:
+                eventually(lambda: first.look() or admin.get(f"/v1/scans/{scan}")["read"] > SECRETS // 2, 60, "half of it is read")
+                first.process.send_signal(signal.SIGKILL)
+                first.process.wait()
+            half = admin.get(f"/v1/scans/{scan}")
+            assert half["state"] == "running"
+            assert half["gone"] == 0
+            expire_leases(live.data)
+            mesh = admin("POST", "/v1/sources/mesh:run", {}).ok(201)["id"]
+            with collector(live, home, token, "--once", "--patience", "3s") as second:
+                assert second.wait() == 0, second.log.read_text()[-3000:]
+            done, meshed = admin.get(f"/v1/scans/{scan}"), admin.get(f"/v1/scans/{mesh}")
+            assert (done["state"], done["failed"], done["gone"], done["problem"]) == ("done", 0, 0, None)
+            assert done["fresh"] >= SECRETS
+            assert done["certificates"] < 2 * SECRETS + 2 * 2500, "it went on, and did not begin again"
+            assert (meshed["state"], meshed["failed"], meshed["gone"], meshed["fresh"]) == ("done", 0, 0, WORKLOADS + 2)
+            assert admin.get("/v1/sources/cluster")["locations"] == 2 * SECRETS
+            assert admin.get("/v1/sources/mesh")["locations"] == WORKLOADS + 1
+        print(f"collector: {first.most} and {second.most} KiB at most")
+        assert max(first.most, second.most) < LIMIT
+
+
+def add(admin: Any, name: str, kind: str, settings: dict[str, Any]) -> None:
+    source = {"name": name, "kind": kind, "settings": settings, "scope": {"loopback": True}, "runs": "collector"}
+    admin("POST", "/v1/sources", source).ok(201)
+
+
+def expire_leases(data: Path) -> None:
+    """What a minute does."""
+    (database,) = data.glob("*.db")
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.execute("UPDATE scan_part SET leased_until = ? WHERE state = 'leased'", (system_clock() - 1,))
