@@ -26,8 +26,11 @@ declare("partition.made", "partition.copied", "partition.dropped")
 
 PARENT, KEPT, DEFAULT, NEXT = "certificate", "certificate_kept", "certificate_default", "certificate_next"
 
-LOCK_TIMEOUT = "2s"
-"""Readers and issuance queue behind a lock that is waited for, so it is not waited for longer than a request may take."""
+LOCK_TIMEOUT = "500ms"
+"""Readers and issuance queue behind a lock that is waited for, so it is not waited for longer than nobody minds."""
+
+TOGETHER = 2
+"""Months dropped under one lock: dropping a table takes some milliseconds for each of its indexes."""
 
 CLOCKS = 600_000
 """Milliseconds by which the clocks of two servers may differ."""
@@ -115,33 +118,39 @@ class Partitions:
 
         ``stays`` is a condition on a row ``c`` of the table. Rows that stay are in the partition of the kept ones afterwards; those of
         earlier months for which it is no longer true go, too. What has to be copied is copied before the lock is taken; what happened since
-        (a sighting, a revocation) is looked at again under it. All or nothing: killed anywhere, the next call begins again. Returns the
-        months, how many rows were dropped (about), and how many were kept. Raises ``unavailable``.
+        (a sighting, a revocation) is looked at again under it. A few months at a time, each time all or nothing: killed anywhere, the next
+        call goes on. Returns the months, how many rows were dropped (about), and how many were kept. Raises ``unavailable``.
         """
         async with self._connected() as connection:
             old = [month for month in await _existing(connection) if month.end <= before]
-            if not old:
-                return [], 0, 0
-            sources = [*([KEPT] if await _has(connection, KEPT) else []), *(month.table for month in old)]
-            rows = await connection.fetchval("SELECT SUM(reltuples) FROM pg_class WHERE oid = ANY($1::text[]::regclass[])", sources)
-            mark = await connection.fetchval("SELECT COALESCE(MAX(id), 0) FROM sighting")
-            await self._copy(connection, sources, stays, old[-1].end)
-            fault("partition.copied")
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-                await connection.execute(f"LOCK TABLE {PARENT} IN ACCESS EXCLUSIVE MODE")
-                await _catch_up(connection, sources, mark, now - CLOCKS)
-                # Rows that old come to the DEFAULT partition no more, but they may be there; they are judged the next time.
-                moved = f"WITH moved AS (DELETE FROM {DEFAULT} WHERE not_after < $1 RETURNING *)"  # noqa: S608
-                await connection.execute(f"{moved} INSERT INTO {NEXT} SELECT * FROM moved", old[-1].end)  # noqa: S608
-                for source in sources:
-                    await connection.execute(f"DROP TABLE {source}")
-                await connection.execute(f"ALTER TABLE {NEXT} RENAME TO {KEPT}")
-                await connection.execute(f"ALTER TABLE {PARENT} ATTACH PARTITION {KEPT} FOR VALUES FROM (MINVALUE) TO ({old[-1].end})")
-                await connection.execute(f"ALTER TABLE {KEPT} DROP CONSTRAINT {NEXT}_ends")
-                fault("partition.dropped")
-            kept = await connection.fetchval(f"SELECT COUNT(*) FROM {KEPT}")  # noqa: S608
-            return old, max(0, int(rows) - kept), kept
+            dropped = kept = 0
+            for start in range(0, len(old), TOGETHER):
+                rows, kept = await self._fold(connection, old[start : start + TOGETHER], stays, now)
+                dropped += rows
+            return old, dropped, kept
+
+    async def _fold(self, connection: Any, old: Sequence[Month], stays: str, now: int) -> tuple[int, int]:
+        """Put what stays of these months, and of those before, in their place; return how many rows went (about), and how many stay."""
+        sources = [*([KEPT] if await _has(connection, KEPT) else []), *(month.table for month in old)]
+        rows = await connection.fetchval("SELECT SUM(reltuples) FROM pg_class WHERE oid = ANY($1::text[]::regclass[])", sources)
+        mark = await connection.fetchval("SELECT COALESCE(MAX(id), 0) FROM sighting")
+        await self._copy(connection, sources, stays, old[-1].end)
+        fault("partition.copied")
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            await connection.execute(f"LOCK TABLE {PARENT} IN ACCESS EXCLUSIVE MODE")
+            await _catch_up(connection, sources, mark, now - CLOCKS)
+            # Rows that old come to the DEFAULT partition no more, but they may be there; they are judged the next time.
+            moved = f"WITH moved AS (DELETE FROM {DEFAULT} WHERE not_after < $1 RETURNING *)"  # noqa: S608
+            await connection.execute(f"{moved} INSERT INTO {NEXT} SELECT * FROM moved", old[-1].end)  # noqa: S608
+            for source in sources:
+                await connection.execute(f"DROP TABLE {source}")
+            await connection.execute(f"ALTER TABLE {NEXT} RENAME TO {KEPT}")
+            await connection.execute(f"ALTER TABLE {PARENT} ATTACH PARTITION {KEPT} FOR VALUES FROM (MINVALUE) TO ({old[-1].end})")
+            await connection.execute(f"ALTER TABLE {KEPT} DROP CONSTRAINT {NEXT}_ends")
+            fault("partition.dropped")
+        stay = int(await connection.fetchval(f"SELECT COUNT(*) FROM {KEPT}"))  # noqa: S608
+        return max(0, int(rows) - stay), stay
 
     async def _copy(self, connection: Any, sources: Sequence[str], stays: str, end: int) -> None:
         """Copy what stays into a table beside, whose constraint saves the scan when it is attached."""
@@ -185,7 +194,8 @@ async def _has(connection: Any, table: str) -> bool:
 async def _make(connection: Any, month: Month) -> None:
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-        # Before anything moves: a certificate of this month that is issued meanwhile would otherwise be in the way of attaching it.
+        # As the ledger does: a certificate of this month that waits for the DEFAULT partition's lock would be refused when it has it.
+        await connection.execute("SELECT size FROM log_head WHERE id = 1 FOR UPDATE")
         await connection.execute(f"LOCK TABLE {DEFAULT} IN ACCESS EXCLUSIVE MODE")
         await connection.execute(f"CREATE TABLE {month.table} (LIKE {PARENT} INCLUDING DEFAULTS INCLUDING COMMENTS INCLUDING INDEXES)")
         mine = f"not_after >= {month.begin} AND not_after < {month.end}"

@@ -450,7 +450,7 @@ name = Table(
 Index("ix_name_reversed", name.c.reversed, postgresql_ops={"reversed": "text_pattern_ops"})
 
 BESIDE = (
-    "name_trigram", "ix_name_trigram", "ix_name_prefix",
+    "name_trigram", "ix_name_trigram", "ix_identity_prefix",
     "certificate_kept", "certificate_default", "certificate_2", "uq_certificate_serial",
 )  # fmt: skip
 """What the migrations make besides: indexes over names that each database has in its own way, and no table of this schema; on PostgreSQL
@@ -487,7 +487,7 @@ summary = Table(
     Column("newest_origin", Text, comment="issued | found"),
     comment="One row for each identity: what lists and the overview show of it without looking at certificates.",
 )
-Index("ix_summary_newest_not_after", summary.c.newest_not_after, summary.c.identity_id)
+Index("ix_summary_newest_not_after", summary.c.newest_not_after, summary.c.identity_id, summary.c.newest_renew_before)
 Index("ix_summary_newest_renew_before", summary.c.newest_renew_before)
 
 saved_view = Table(

@@ -443,7 +443,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("identity_id", name=op.f("pk_summary")),
         comment="One row for each identity: what lists and the overview show of it without looking at certificates.",
     )
-    op.create_index("ix_summary_newest_not_after", "summary", ["newest_not_after", "identity_id"], unique=False)
+    op.create_index("ix_summary_newest_not_after", "summary", ["newest_not_after", "identity_id", "newest_renew_before"], unique=False)
     op.create_index("ix_summary_newest_renew_before", "summary", ["newest_renew_before"], unique=False)
     op.create_table(
         "tally",
