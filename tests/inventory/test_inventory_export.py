@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from cyclonedx.schema import OutputFormat, SchemaVersion
+from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from handclasp.inventory.export import CSV_COLUMNS, FORMATS
@@ -51,7 +51,6 @@ def assert_valid(data: bytes) -> None:
     """Hold a document against CycloneDX's own schema, strictly: nothing that it does not know."""
     error = JsonStrictValidator(SchemaVersion.V1_7).validate_str(data.decode())
     assert error is None, error
-    assert OutputFormat.JSON
 
 
 def test_a_bill_of_materials_is_valid_and_holds_every_certificate(migrated_url: str) -> None:
@@ -85,7 +84,10 @@ STRANGE = [
 
 @pytest.mark.parametrize("changes", [{}, *STRANGE])
 def test_strange_certificates_are_valid_too(changes: dict[str, object]) -> None:
-    data = asyncio.run(written("cbom", [[certificate("a1" * 32, "spiffe://example.org/web", **{"state": "valid", **changes})]]))
+    strange = certificate("a1" * 32, "spiffe://example.org/web", state="valid")
+    for name, value in changes.items():
+        setattr(strange, name, value)
+    data = asyncio.run(written("cbom", [[strange]]))
     assert_valid(data)
 
 

@@ -81,7 +81,9 @@ def test_what_is_killed_and_done_again_ends_as_if_it_had_not_been(tmp_path: Path
                 here.pass_(1)
                 done = await asyncio.to_thread(_child, here, tmp_path, path, places, f"{point}:{passing}:kill")
                 assert done.returncode == -signal.SIGKILL, (point, done.stderr)
-                await here.see(*(here.at(key, *what, unit="u") for key, what in places.items()), covered=[Covered(unit="u", began_at=here.now)])
+                await here.see(
+                    *(here.at(key, *what, unit="u") for key, what in places.items()), covered=[Covered(unit="u", began_at=here.now)]
+                )
                 await here.settle()
                 await _is_as_wanted(here, ders, sha(await here.der(issued[1])), number)
 

@@ -36,7 +36,9 @@ async def others(here: Watch, url: str, directory: Path, count: int = 2) -> Asyn
     for store in stores:
         authorities = Authorities(store, KeyStore(directory / "keys", PASSPHRASE), here.house.here.clock)
         await authorities.load()
-        recorders.append(Recorder(store, authorities, here.house.here.clock, Reconciler(store, here.house.here.clock, here.reconciler.graces)))
+        recorders.append(
+            Recorder(store, authorities, here.house.here.clock, Reconciler(store, here.house.here.clock, here.reconciler.graces))
+        )
     yield recorders
     for store in stores:
         await store.close()

@@ -54,7 +54,9 @@ def test_a_change_ends_one_sighting_and_begins_another(migrated_url: str, tmp_pa
             began = here.now
             await here.see(here.at("tls:a:443", Seen(der=first, role="served", chain=[above], how={"tls": "1.2"})))
             here.pass_(60)
-            await here.see(here.at("tls:a:443", Seen(der=first, role="served", chain=[above], how={"tls": "1.3"})))  # the same one, seen otherwise
+            await here.see(
+                here.at("tls:a:443", Seen(der=first, role="served", chain=[above], how={"tls": "1.3"}))
+            )  # the same one, seen otherwise
             here.pass_(60)
             done = await here.see(here.at("tls:a:443", Seen(der=second, role="served", chain=[above], how={"tls": "1.3"})))
             assert (done.changed, done.fresh, done.gone) == (1, 1, 1)
@@ -101,7 +103,11 @@ def test_what_cannot_be_read_is_kept_with_the_reason(migrated_url: str, tmp_path
     async def run() -> None:
         async with watch(tmp_path, migrated_url) as here:
             long = "x" * 4000
-            strange = [b"", b"\x30\x80no certificate", Seen(sha256=bytes(range(32)), identity="dns:CDN.example.net", not_after=here.now + 5000)]
+            strange = [
+                b"",
+                b"\x30\x80no certificate",
+                Seen(sha256=bytes(range(32)), identity="dns:CDN.example.net", not_after=here.now + 5000),
+            ]
             observed = here.at(f"file:{long}", *strange, shown=f"/a\0b/{long}", unit=long, host="h\ud800", details={"owner": "a\0b\ud800"})
             done = await here.see(observed)
             assert (done.fresh, done.unreadable, done.certificates) == (3, 2, 3)
@@ -145,10 +151,17 @@ def test_authorities_of_ours_are_known_and_a_rogue_one_is_not_missed(migrated_ur
             strange = foreign("evil", now=here.now, ca=True, issuer="example.org issuing")  # only the name is ours
             await here.see(
                 here.at("a", Seen(der=leaf, role="served", chain=[issuing.der, root.der])),
-                here.at("b", Seen(der=root.der, role="anchor"), Seen(der=forged, role="anchor"), Seen(der=strange, role="anchor"), kind="file"),
+                here.at(
+                    "b", Seen(der=root.der, role="anchor"), Seen(der=forged, role="anchor"), Seen(der=strange, role="anchor"), kind="file"
+                ),
             )
             rows = {bytes(row.sha256): row for row in await here.rows(tables.found)}
-            assert [rows[sha(one)].authority_id for one in (root.der, issuing.der, forged, strange)] == [root.id, issuing.id, issuing.id, None]
+            assert [rows[sha(one)].authority_id for one in (root.der, issuing.der, forged, strange)] == [
+                root.id,
+                issuing.id,
+                issuing.id,
+                None,
+            ]
             assert await here.states() == {sha(leaf): "seen", sha(forged): "unissued"}
             (place,) = [row for row in await here.rows(tables.location) if row.key == "b"]
             assert bytes(place.anchors) == sha(b"".join(sorted((sha(root.der), sha(forged), sha(strange)))))
@@ -240,7 +253,11 @@ def test_what_no_source_may_say_is_refused_before_anything_is_recorded(tmp_path:
     asyncio.run(run())
 
 
-@given(st.lists(st.binary(max_size=60), max_size=3), st.text(max_size=40), st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
+@given(
+    st.lists(st.binary(max_size=60), max_size=3),
+    st.text(max_size=40),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+)
 @settings(max_examples=20)
 def test_nothing_that_is_seen_can_stop_recording(ders: list[bytes], text: str, facts: dict[str, str]) -> None:
     async def run(directory: Path) -> None:

@@ -39,7 +39,9 @@ def _part(r: random.Random, text: str) -> str:
 
 CHOICES: Choices = {
     "identity": lambda r, e: r.choice(e.identities)["name"],
-    "name": lambda r, e: r.choice(["*.example.org", "*.prod.example.com", "*web*", "*0%_*", r.choice(sorted(r.choice(e.identities)["names"]))]),
+    "name": lambda r, e: r.choice(
+        ["*.example.org", "*.prod.example.com", "*web*", "*0%_*", r.choice(sorted(r.choice(e.identities)["names"]))]
+    ),
     "spiffe": lambda r, _e: r.choice(["spiffe://example.org/prod", "example.org/dev", "spiffe://example.org", "example.org/prod/we"]),
     "issuer": lambda r, _e: r.choice(["prod-issuing", "CN=Foreign CA,O=Acme", "acme", "100%_s", "example", "nobody"]),
     "owner": lambda r, _e: r.choice(["team-web", "team-ledger", "none", "nobody-known"]),
@@ -306,7 +308,8 @@ def test_moments(text: str, at: int) -> None:
 
 
 BAD = [
-    ("state", "active"), ("standing", "lost"), ("origin", ""), ("sort", "name"), ("ca", "yes"), ("key", "abcd"), ("key", "zz"), ("serial", "0"),
+    ("state", "active"), ("standing", "lost"), ("origin", ""), ("sort", "name"), ("ca", "yes"), ("key", "abcd"), ("key", "zz"),
+    ("serial", "0"),
     ("serial", "12g4"), ("sha256", "abc"), ("expires_after", "7"), ("expires_after", "2027-13-01"), ("expires_before", "99999999d"),
     ("name", "a*b"), ("name", "*"), ("spiffe", "spiffe://"), ("spiffe", "/prod"), ("q", "a\0b"), ("q", "x" * 2049), ("owner", "\ud800"),
 ]  # fmt: skip
@@ -337,4 +340,5 @@ def test_no_text_crashes_a_filter(name: str, text: str) -> None:
         try:
             parse(which, {name: text}, NOW)
         except HandclaspError as error:
-            assert error.kind is Kind.BAD_REQUEST
+            if error.kind is not Kind.BAD_REQUEST:
+                raise

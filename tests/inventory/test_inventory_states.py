@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from handclasp.inventory import tallies
-from handclasp.inventory.states import ALL_STATES, STATES, Facts, Graces, Judgement, judge
+from handclasp.inventory.states import ALL_STATES, Facts, Graces, Judgement, judge
 from handclasp.issuance.request import IssuedCertificate
 from handclasp.wire.observations import Covered
 from support import migrated
@@ -157,14 +158,14 @@ class World:
         """Another certificate came where it was last, at that moment or later."""
         ends = {}
         for index, place in enumerate(seen):
-            for (_, what), (at, after) in zip(place.reads, place.reads[1:], strict=False):
+            for (_, what), (at, after) in pairwise(place.reads):
                 if number in what and number not in after:
                     ends[index] = at
         last = max(ends.values())
         for index, end in ends.items():
             if end == last:
                 reads = seen[index].reads
-                for (_, what), (at, after) in zip(reads, reads[1:], strict=False):
+                for (_, what), (at, after) in pairwise(reads):
                     if at >= end and after - what - {number}:
                         return True
         return False
@@ -244,7 +245,9 @@ async def _lives(steps: Sequence[tuple[str, int, int]], directory: Path, url: st
 
 
 _STEPS = st.tuples(
-    st.sampled_from(["issue", "issue", "found", "rogue", "renew", "revoke", "read", "read", "read", "read", "fail", "cover", "wait", "wait"]),
+    st.sampled_from(
+        ["issue", "issue", "found", "rogue", "renew", "revoke", "read", "read", "read", "read", "fail", "cover", "wait", "wait"]
+    ),
     st.integers(0, 11),
     st.integers(0, 2**20),
 )
@@ -266,9 +269,3 @@ def test_a_long_history_does_so_on_postgresql(migrated_url: str, tmp_path: Path,
     kinds = ["issue", "found", "rogue", "renew", "revoke", *["read"] * 6, "fail", "cover", "wait", "wait"]
     steps = [(dice.choice(kinds), dice.randrange(12), dice.randrange(2**20)) for _ in range(80)]
     asyncio.run(_lives(steps, tmp_path, migrated_url))
-
-
-def test_states_that_people_look_at_have_titles() -> None:
-    from handclasp.inventory.overview import TITLES
-
-    assert tuple(TITLES) == STATES

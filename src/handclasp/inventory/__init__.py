@@ -4,6 +4,8 @@
     states      pure: (what was issued, what is seen, now) -> where a certificate stands
     follow      the log's entries -> names, summaries, counters: kept, so that no page has to count
     search      filters -> pages, over issued and found certificates at once
+    detail      one identity: its line, where it is, whose it is, what may issue it, what to do next
+    export      the same filters -> CSV, JSON, CycloneDX, as a stream of any length
 
 Not done here: nothing is read from outside (discovery does that), no private key is known, and no row that the issuance relies on is
 changed.

@@ -151,7 +151,8 @@ class Newcomers:
         for change in changes:
             if change.statement in (statements.add_found, statements.fill_found):
                 assert change.rows is not None
-                change.statement, change.rows, change.expect = change.statement.bindparams(**change.rows[0]), None, 1
+                values = {name: value for name, value in change.rows[0].items() if name in change.statement.compile().params}
+                change.statement, change.rows, change.expect = change.statement.bindparams(**values), None, 1
         try:
             await self._store.ledger.commit(Write([entry], changes))
         except HandclaspError as error:

@@ -6,14 +6,16 @@ Nothing here counts rows but those of one hour at a time: everything else stands
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from prometheus_client import Gauge
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, select
 
 from handclasp.clock import Clock, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import tallies
-from handclasp.inventory.states import EXPIRED_SERVED, FOREIGN, GONE, OLD_SERVED, REVOKED_SERVED, SEEN, STATES, UNISSUED, UNSEEN
+from handclasp.inventory.states import STATES
+from handclasp.inventory.steps import describe
 from handclasp.inventory.tallies import HOUR
 from handclasp.store import tables
 from handclasp.store.database import Store
@@ -25,18 +27,6 @@ MAX_HOURS = 24 * 62
 MAX_DAYS = 366 * 3
 
 SPANS: tuple[tuple[str, str, int], ...] = (("24h", "24 hours", DAY), ("7d", "7 days", 7 * DAY), ("30d", "30 days", 30 * DAY))
-
-TITLES: Mapping[str, tuple[str, str]] = {
-    UNISSUED: ("Signed by us, never issued", "alarm"),
-    REVOKED_SERVED: ("Revoked, still served", "alarm"),
-    EXPIRED_SERVED: ("Expired, still served", "alarm"),
-    OLD_SERVED: ("Renewed, the old one still served", "attention"),
-    FOREIGN: ("Foreign issuer", "attention"),
-    GONE: ("Disappeared", "attention"),
-    SEEN: ("Issued and seen", "fine"),
-    UNSEEN: ("Issued, never seen", "attention"),
-}
-"""Each state in a few words, and how urgent one certificate in it is."""
 
 STANDINGS = Gauge("handclasp_standings", "Certificates by where they stand: what was issued, compared with what is seen.", ["state"])
 OVERDUE = Gauge("handclasp_identities_overdue", "Identities whose certificate is past the moment by which it was to be renewed.")
@@ -62,15 +52,26 @@ class Overviews:
     async def overview(self) -> Overview:
         """Return how everything stands. Raises ``unavailable``."""
         now = self._clock()
-        ended = await tallies.up_to(self._store, "expiry", now)
+        wanted = {name: tallies.between("expiry", now, now + span) for name, _, span in SPANS}
+        wanted |= {
+            "ended": tallies.between("expiry", None, now),
+            "overdue": _overdue(now),
+            "all": tallies.total("owner"),
+            "unowned": tallies.total("owner", ""),
+        }
+        found = await tallies.numbers(self._store, wanted)
         issuance = await self._loads(now - 23 * HOUR, now + 1, HOUR)
         issued, refused = sum(one.issued + one.renewed for one in issuance), sum(one.refused for one in issuance)
         return Overview(
             at=rfc3339(now),
-            identities=await self._identities(),
-            expiring=[await self._expiring(now, ended, *span) for span in SPANS],
-            overdue=_figure("overdue", "Past their renewal point", await self.overdue(), "/v1/identities?state=overdue", "alarm"),
-            expired=_figure("expired", "Expired", ended, "/v1/identities?state=expired"),
+            identities=[
+                _figure("all", "Identities", found["all"], "/v1/identities"),
+                _figure("owned", "With an owner", found["all"] - found["unowned"], "/v1/identities"),
+                _figure("unowned", "Without an owner", found["unowned"], "/v1/identities?owner=none", "attention"),
+            ],
+            expiring=[_expiring(name, title, found[name]) for name, title, _ in SPANS],
+            overdue=_figure("overdue", "Past their renewal point", max(0, found["overdue"]), "/v1/identities?state=overdue", "alarm"),
+            expired=_figure("expired", "Expired", found["ended"], "/v1/identities?state=expired"),
             standings=await self._standings(),
             sources=await self._sources(),
             locations=await self._locations(),
@@ -81,11 +82,12 @@ class Overviews:
             followed=await self._behind(),
         )
 
-    async def timeline(self, since: int, until: int, by: str = "hour") -> Timeline:
-        """Return what happened and what is to come from ``since`` to ``until`` (ms), by ``hour`` or ``day`` (UTC).
+    async def timeline(self, since: int, until: int, by: str = "") -> Timeline:
+        """Return what happened and what is to come from ``since`` to ``until`` (ms), by ``hour`` or ``day`` (UTC); empty: as fits.
 
         Raises ``bad_request`` for another ``by``, for an end that is not after the beginning, and for more than can be shown.
         """
+        by = by or ("hour" if (until - since) // HOUR <= MAX_HOURS else "day")
         if by not in ("hour", "day"):
             raise HandclaspError(Kind.BAD_REQUEST, f"{by[:100]!r} is no length of time", hint="hour or day")
         step, most = (HOUR, MAX_HOURS) if by == "hour" else (DAY, MAX_DAYS)
@@ -102,13 +104,8 @@ class Overviews:
         return {state: max(0, found.get(state, 0)) for state in STATES}
 
     async def overdue(self) -> int:
-        """Return how many identities have a certificate that is past its renewal point and has not ended.
-
-        What is past its end is past its renewal point too, so the difference of two sums is exact, and nothing is counted.
-        """
-        now = self._clock()
-        past = await tallies.up_to(self._store, "renewal", now) - await tallies.up_to(self._store, "end", now)
-        return max(0, past)
+        """Return how many identities have a certificate that is past its renewal point and has not ended."""
+        return max(0, (await tallies.numbers(self._store, {"n": _overdue(self._clock())}))["n"])
 
     async def gauges(self) -> None:
         """Set the figures for Prometheus."""
@@ -119,29 +116,9 @@ class Overviews:
 
     # --- parts ----------------------------------------------------------------------------------------------------------------------------
 
-    async def _identities(self) -> list[Figure]:
-        tally = tables.tally.c
-        everybody = func.coalesce(func.sum(tally.number), 0)
-        nobody = func.coalesce(func.sum(tally.number).filter(tally.bucket == ""), 0)
-        row = await self._store.row(select(everybody.label("n"), nobody.label("no")).where(tally.kind == "owner"))
-        assert row is not None
-        return [
-            _figure("all", "Identities", int(row.n), "/v1/identities"),
-            _figure("owned", "With an owner", int(row.n) - int(row.no), "/v1/identities"),
-            _figure("unowned", "Without an owner", int(row.no), "/v1/identities?owner=none", "attention"),
-        ]
-
-    async def _expiring(self, now: int, ended: int, name: str, title: str, span: int) -> Figure:
-        number = await tallies.up_to(self._store, "expiry", now + span) - ended
-        return _figure(
-            name, f"Ending within {title}", max(0, number), f"/v1/identities?expires_after=0s&expires_before={name}&sort=expires"
-        )
-
     async def _standings(self) -> list[Figure]:
-        return [
-            _figure(state, TITLES[state][0], number, f"/v1/certificates?standing={state}", TITLES[state][1])
-            for state, number in (await self.counts()).items()
-        ]
+        said = [describe(state, number) for state, number in (await self.counts()).items()]
+        return [_figure(one.standing, one.title, one.count, f"/v1/certificates?standing={one.standing}", one.level) for one in said]
 
     async def _sources(self) -> list[Figure]:
         """Sources are some dozens: they are read."""
@@ -175,14 +152,8 @@ class Overviews:
 
     async def _loads(self, since: int, until: int, step: int) -> list[Load]:
         begin = since // step * step
-        found = {
-            kind: await tallies.by_hour(self._store, kind, begin, until) for kind in ("issued", "renewed", "refused", "expiry", "renewal")
-        }
-        sums: dict[str, dict[int, int]] = {kind: {} for kind in found}
-        for kind, hours in found.items():
-            for bucket, number in hours.items():
-                at = tallies.begin_of(bucket) // step * step
-                sums[kind][at] = sums[kind].get(at, 0) + number
+        kinds = ("issued", "renewed", "refused", "expiry", "renewal")
+        sums = await tallies.loads(self._store, kinds, begin, until, days=step == DAY)
         return [
             Load(
                 at=rfc3339(at),
@@ -194,6 +165,15 @@ class Overviews:
             )
             for at in range(begin, until, step)
         ]
+
+
+def _overdue(now: int) -> ColumnElement[Any]:
+    """What is past its end is past its renewal point too, so the difference of two sums is exact, and nothing is counted."""
+    return tallies.between("renewal", None, now) - tallies.between("end", None, now)
+
+
+def _expiring(name: str, title: str, number: int) -> Figure:
+    return _figure(name, f"Ending within {title}", max(0, number), f"/v1/identities?expires_after=0s&expires_before={name}&sort=expires")
 
 
 def _figure(name: str, title: str, number: int, list_: str, level: str = "fine") -> Figure:

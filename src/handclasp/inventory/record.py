@@ -315,7 +315,7 @@ class _Outcome:
     judged: set[bytes] = field(default_factory=set)
     """Certificates that were seen anew or no more."""
     woken: bool = False
-    """Whether something is where nothing was: what disappeared there before is judged again."""
+    """Whether something came to a place that was known: what disappeared there before is judged again."""
 
 
 class _Writer:
@@ -331,7 +331,7 @@ class _Writer:
         self._opened: list[dict[str, Any]] = []
         self._stands: dict[bytes, dict[str, Any]] = {}
         self._doubts: set[bytes] = set()
-        self._empty: list[dict[str, Any]] = []
+        self._arrived: dict[int, None] = {}
         self._due: dict[str, int] = {}
 
     def add(self, look: Look, row: Row[Any] | None, before: dict[tuple[bytes, str], Row[Any]]) -> None:
@@ -343,7 +343,6 @@ class _Writer:
                 self._outcome.gone += 1
                 if role in STANDING_ROLES:
                     self._doubts.add(sha256)
-        was_empty = not any(role in STANDING_ROLES for _, role in before)
         for (sha256, role), (chain, how) in look.sightings.items():
             there = before.get((sha256, role))
             if there is not None and (there.chain, there.how) == (chain, how):
@@ -353,9 +352,8 @@ class _Writer:
             )
             if there is None:
                 self._stand(sha256, role, look.at)
-                if was_empty and row is not None and role in STANDING_ROLES:
-                    self._empty.append({"location_id": row.id})
-                    was_empty = False
+                if row is not None and role in STANDING_ROLES:
+                    self._arrived[row.id] = None
         self._is_due(look, row, before)
 
     def _stand(self, sha256: bytes, role: str, at: int) -> None:
@@ -390,13 +388,13 @@ class _Writer:
     def changes(self) -> list[Change]:
         """Return what is to be written, in its order."""
         self._outcome.judged |= self._doubts
-        self._outcome.woken = bool(self._empty)
+        self._outcome.woken = bool(self._arrived)
         doubts = [{"sha256": one} for one in sorted(self._doubts - self._stands.keys())]
         due = [{"identity": identity, "at": at} for identity, at in sorted(self._due.items())]
         todo: list[tuple[Any, list[dict[str, Any]]]] = [
             (statements.end_sighting, self._ended),
             (statements.open_sighting, self._opened),
-            (statements.doubt_gone, self._empty),
+            (statements.doubt_gone, [{"location_id": one} for one in self._arrived]),
             (statements.doubt, doubts),
             (statements.stand, list(self._stands.values())),
             (statements.due_by_name, due),

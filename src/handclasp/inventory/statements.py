@@ -146,7 +146,7 @@ doubt_gone = text(
     "UPDATE standing SET version = version + 1, due_at = 0 WHERE state = 'gone' AND sha256 IN"
     " (SELECT sha256 FROM sighting WHERE location_id = :location_id AND ended_at IS NOT NULL)"
 )
-"""Something is where there was nothing: what disappeared there before was perhaps replaced."""
+"""Something came: what disappeared there before is replaced by it."""
 
 settle = text(
     "UPDATE standing SET since_at = CASE WHEN state = :state THEN since_at ELSE :now END, state = :state, due_at = :due_at, open = :open,"

@@ -16,9 +16,10 @@ written with its place in the log, so each entry counts once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, literal_column, select, text
+from sqlalchemy import ColumnElement, func, literal_column, select, text
 
 from handclasp.clock import parse_rfc3339, rfc3339
 from handclasp.store import tables
@@ -34,11 +35,6 @@ def hour_of(at: int) -> str:
     return rfc3339(min(max(at, 0), LAST_TIME))[:13]
 
 
-def begin_of(bucket: str) -> int:
-    """Return when the hour of a bucket begins."""
-    return parse_rfc3339(f"{bucket}:00:00Z")
-
-
 async def of_kind(store: Store, kind: str) -> dict[str, int]:
     """Return every counter of a kind that is not zero."""
     column = tables.tally.c
@@ -46,28 +42,50 @@ async def of_kind(store: Store, kind: str) -> dict[str, int]:
     return {row.bucket: row.number for row in rows}
 
 
-async def by_hour(store: Store, kind: str, since: int, until: int) -> dict[str, int]:
-    """Return the counters of the hours from the one that ``since`` is in up to ``until`` (excluded)."""
+async def loads(store: Store, kinds: Sequence[str], since: int, until: int, *, days: bool = False) -> dict[str, dict[int, int]]:
+    """Return the counters of some kinds from ``since`` up to ``until`` (excluded) in one query: by kind, and when the hour (day) begins."""
     column = tables.tally.c
-    inside = (column.kind == kind, column.bucket >= hour_of(since), column.bucket < hour_of(until + HOUR - 1))
-    return {row.bucket: row.number for row in await store.rows(select(column.bucket, column.number).where(*inside))}
+    inside = (column.kind.in_(kinds), column.bucket >= hour_of(since), column.bucket < hour_of(until + HOUR - 1))
+    bucket = func.substr(column.bucket, 1, 10 if days else 13).label("of")
+    query = select(column.kind, bucket, func.sum(column.number).label("number")).where(*inside).group_by(column.kind, bucket)
+    found: dict[str, dict[int, int]] = {kind: {} for kind in kinds}
+    for row in await store.rows(query):
+        found[row.kind][parse_rfc3339(f"{row.of}T00:00:00Z" if days else f"{row.of}:00:00Z")] = int(row.number)
+    return found
 
 
-async def up_to(store: Store, kind: str, at: int) -> int:
-    """Return how many there are up to ``at`` (included), of a kind that counts identities by hours: exactly; the last hour's rows are read."""
+async def numbers(store: Store, wanted: Mapping[str, ColumnElement[Any]]) -> dict[str, int]:
+    """Return several figures in one query, by their names."""
+    row = await store.row(select(*(figure.label(name) for name, figure in wanted.items())))
+    assert row is not None
+    return {name: int(getattr(row, name)) for name in wanted}
+
+
+def between(kind: str, after: int | None, until: int) -> ColumnElement[Any]:
+    """Return the figure of how many identities there are after a moment (None: ever) and up to another (included).
+
+    ``kind`` is one that counts identities by hours. It is exact: of the hours at both ends the rows are read.
+    """
     tally, summary = tables.tally.c, tables.summary.c
-    before = await store.row(
-        select(func.coalesce(func.sum(tally.number), 0).label("n")).where(tally.kind == kind, tally.bucket < hour_of(at))
-    )
+    whole = [tally.kind == kind, tally.bucket < hour_of(until)]
+    if after is not None:
+        whole.append(tally.bucket >= hour_of(after))
+    hours = select(func.coalesce(func.sum(tally.number), 0)).where(*whole).scalar_subquery()
     moment = summary.newest_renew_before if kind == "renewal" else summary.newest_not_after
-    begin = at // HOUR * HOUR
-    conditions = [moment >= begin, moment <= at]
-    if kind == "end":
-        conditions.append(summary.newest_renew_before.is_not(None))
-    inside = await store.row(select(func.count().label("n")).select_from(tables.summary).where(*conditions))
-    assert before is not None
-    assert inside is not None
-    return int(before.n) + int(inside.n)
+    also = [summary.newest_renew_before.is_not(None)] if kind == "end" else []
+
+    def within(at: int) -> ColumnElement[Any]:
+        begun = [moment >= at // HOUR * HOUR, moment <= at]
+        return select(func.count()).select_from(tables.summary).where(*begun, *also).scalar_subquery()
+
+    return hours + within(until) - (within(after) if after is not None else 0)
+
+
+def total(kind: str, bucket: str | None = None) -> ColumnElement[Any]:
+    """Return the figure of all counters of a kind, or of one of them."""
+    tally = tables.tally.c
+    conditions = [tally.kind == kind, *([tally.bucket == bucket] if bucket is not None else [])]
+    return select(func.coalesce(func.sum(tally.number), 0)).where(*conditions).scalar_subquery()
 
 
 # --- counting again -----------------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ async def _walk(store: Store, plan: Plan, order: Order, after: Key | None, limit
     began, stretch, place = time.monotonic(), max(FIRST_STRETCH, limit), after
     keys: list[Key] = []
     while True:
+        started = time.monotonic()
         rest = [*plan.fixed, *order.after(not_after, sha256, place)]
         end = await store.row(select(not_after, sha256).select_from(plan.base).where(*rest).order_by(*by).offset(stretch - 1))
         last = None if end is None else (end.not_after, bytes(end.sha256))
@@ -81,10 +82,13 @@ async def _walk(store: Store, plan: Plan, order: Order, after: Key | None, limit
             return Found(keys, plan.origin, keys[-1])
         if last is None:
             return Found(keys, plan.origin)
-        place = last
-        if time.monotonic() - began > seconds:
+        place, now = last, time.monotonic()
+        left = seconds - (now - began)
+        if left <= 0:
             return Found(keys, plan.origin, place)
-        stretch = min(4 * stretch, LONGEST_STRETCH)
+        # As long as fits into what is left, going by the last one; the next may be slower, so not much longer than that.
+        fitting = int(stretch * left / max(now - started, 1e-4))
+        stretch = max(FIRST_STRETCH, min(4 * stretch, fitting, LONGEST_STRETCH))
 
 
 def merge(parts: Sequence[Found], order: Order, limit: int) -> tuple[list[tuple[Key, str]], Key | None]:
