@@ -102,7 +102,7 @@ def test_proxies() -> None:
             "broken": {"configs": 7},
         }
         given = [f"{name}={server.url}/proxy/{name}/config_dump" for name in ("web", "gw", "broken", "gone", "denied")]
-        items = read(CONSUL, ConsulSettings(proxies=given), tools(scope=Scope(loopback=True, deny=["denied"])))
+        items = read(CONSUL, ConsulSettings(envoys=given), tools(scope=Scope(loopback=True, deny=["denied"])))
         found = observed(items)
         assert set(found) == {"mesh:consul/web#own", "mesh:consul/gw#own", "mesh:consul/gw#gateway"}
         web = found["mesh:consul/web#own"]
@@ -120,7 +120,7 @@ def test_proxies() -> None:
 def test_it_goes_on_after_the_proxy_that_was_read_last() -> None:
     with FakeConsul() as server:
         server.proxies = {name: config_dump(pem(LEAF).decode(), ROOTS) for name in "abc"}
-        settings = ConsulSettings(proxies=[f"{name}={server.url}/proxy/{name}/config_dump" for name in "abc"])
+        settings = ConsulSettings(envoys=[f"{name}={server.url}/proxy/{name}/config_dump" for name in "abc"])
         place = last_place(read(CONSUL, settings, tools(), most=5))
         assert place == "a"
         server.asked.clear()
@@ -133,7 +133,7 @@ def test_the_address_that_gives_keys_is_never_asked(tmp_path: Path) -> None:
     with FakeConsul(token=TOKEN) as server:
         fill(server)
         server.proxies = {"web": config_dump(pem(LEAF).decode(), ROOTS)}
-        settings = ConsulSettings(url=server.url, token_file="token", intentions=True, proxies=[f"web={server.url}/proxy/web/config_dump"])
+        settings = ConsulSettings(url=server.url, token_file="token", intentions=True, envoys=[f"web={server.url}/proxy/web/config_dump"])
         assert read(CONSUL, settings, tools(secrets=tmp_path))
         assert {path for path, _ in server.asked} == {
             "/v1/connect/ca/roots", "/v1/agent/connect/ca/roots", "/v1/connect/ca/configuration", "/v1/connect/intentions",
@@ -149,8 +149,8 @@ def test_the_address_that_gives_keys_is_never_asked(tmp_path: Path) -> None:
         ({"url": "consul.example.org"}, "https://"),
         ({"url": "http://consul.example.org", "token_file": "t"}, "https:// alone"),
         ({"url": "https://x", "key_file": "k"}, "belong together"),
-        ({"proxies": ["a=http://x:1", "a=http://y:1"]}, "same name"),
-        ({"proxies": ["a=x:1"]}, "NAME=http"),
+        ({"envoys": ["a=http://x:1", "a=http://y:1"]}, "same name"),
+        ({"envoys": ["a=x:1"]}, "NAME=http"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:

@@ -19,6 +19,7 @@ from handclasp.discovery.kubernetes import api as kubernetes_api
 from handclasp.discovery.kubernetes.kind import KUBERNETES
 from handclasp.discovery.source import Observed, Place, Scope
 from handclasp.errors import Kind
+from handclasp.pki import keystores
 from support.errors import refused
 from support.fake_server import FakeAuthority, key_pem, pem
 from support.kube_api import Fault, KubeApi, fill, kube_api, rules_of
@@ -145,6 +146,28 @@ def test_certificates_in_opaque_secrets_and_config_maps(api: KubeApi) -> None:
     assert [(seen.role, seen.der) for seen in bundle.certificates] == [("anchor", der(OTHER.root)), ("anchor", ROOT)]
     assert len([key for key in found.keys if "password" in key or "note" in key]) == 0
     assert key.decode().split("\n")[1] not in repr(found)
+
+
+def test_keystores_in_opaque_secrets_and_config_maps(api: KubeApi) -> None:
+    _, key, leaf = credential("java.prod")
+    ders = [leaf, ISSUING]
+    store = keystores.pkcs12_truststore([ROOT], "changeit")
+    jks = keystores.jks_truststore([ROOT], "changeit", now=1)
+    locked = keystores.pkcs12_keystore(key, ders, "web", "secret")
+    held = keystores.jks_keystore(key, ders, "web", "changeit", now=1, random=lambda size: b"x" * size)
+    api.secret(
+        "java", "prod", {"locked.p12": locked, "truststore": jks, "web.jks": held, "other.p12": b"MII", "password": b"MIIx"}, "Opaque"
+    )
+    api.put("configmaps", "java", "prod", binaryData={"roots.jks": b64(jks), "roots.p12": b64(store)})
+    found = whole(api)
+    for key_ in ("secret/java#truststore", "configmap/java#roots.jks"):
+        assert [(seen.role, seen.der) for seen in found[f"k8s:c1/prod/{key_}"].certificates] == [("anchor", ROOT)]
+    web = found["k8s:c1/prod/secret/java#web.jks"]
+    assert [(seen.der, seen.chain) for seen in web.certificates] == [(leaf, [ISSUING])]
+    assert web.private_key is not None
+    assert found["k8s:c1/prod/secret/java#locked.p12"].problem
+    assert not any(key_.endswith(("password", "other.p12")) for key_ in found.keys)
+    assert found.failed == []
 
 
 def test_anchors_of_the_cluster_itself(api: KubeApi) -> None:

@@ -165,6 +165,13 @@ def test_any_text_is_searched_for_certificates(text: str) -> None:
     from_base64(data)
 
 
+def test_a_bundle_that_is_everywhere_is_in_memory_once() -> None:
+    text = (pem(AUTHORITY.root) + pem(AUTHORITY.issuing)).encode()
+    first, second = as_anchors(text), as_anchors(b"# a comment\n" + text)
+    assert [one.der for one in first] == [one.der for one in second]
+    assert all(one.der is another.der for one, another in zip(first, second, strict=True))
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | BLOCKS | BLOCKS.map(lambda text: b64(text.encode())),
     lambda inner: (

@@ -22,6 +22,7 @@ from handclasp.client.material import Credential
 from handclasp.errors import HandclaspError, Kind
 
 if TYPE_CHECKING:
+    from handclasp.wire import ownership
     from handclasp.wire.discovery import LeaseRequest, PartLease, PartRecord, PartRecorded
     from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings
     from handclasp.wire.observations import Recorded, Sightings
@@ -290,6 +291,22 @@ class ApiClient:
                 refused = piece if refused is None else Reply(piece.status, piece.headers, refused.body + piece.body[:65536])
         if refused is not None:
             self._refuse(refused)
+
+    def import_owners(self, wanted: ownership.OwnerImport) -> ownership.OwnerImported:
+        """Bring a directory of owners in, whole; the same again changes nothing."""
+        from handclasp.wire.ownership import OwnerImported
+
+        return self.call("PUT", "/v1/owners", body=wanted, response=OwnerImported)
+
+    def assign(self, identity: str, wanted: ownership.AssignRequest) -> wire.Done:
+        """Say who owns an identity, its tier or its environment."""
+        return self.call("POST", f"/v1/identities/{quote(identity, safe='')}:assign", body=wanted, response=wire.Done)
+
+    def assignments(self, identity: str) -> ownership.Assignments:
+        """Return who owns an identity, and everything that says so or says otherwise."""
+        from handclasp.wire.ownership import Assignments
+
+        return self.call("GET", f"/v1/identities/{quote(identity, safe='')}/assignments", response=Assignments)
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 

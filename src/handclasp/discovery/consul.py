@@ -55,7 +55,7 @@ class ConsulSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """Its private key, PEM."""
     intentions: bool = False
     """Also read who may talk to whom."""
-    proxies: Annotated[list[Annotated[str, Meta(min_length=1, max_length=2048)]], Meta(max_length=5000)] = field(default_factory=list)
+    envoys: Annotated[list[Annotated[str, Meta(min_length=1, max_length=2048)]], Meta(max_length=5000)] = field(default_factory=list)
     """Admin addresses of Envoy proxies, NAME=http://HOST:19000; the path is /config_dump unless one is given."""
 
 
@@ -176,9 +176,9 @@ class Consul:
     name = "consul"
     summary = "roots of a Consul mesh, and what its Envoy proxies hold; the scope's entries are names of proxies"
     privilege = (
-        'Roots are open to everybody who reaches the server. The CA\'s configuration needs a token with operator = "read", and intentions '
-        'one with service_prefix "" { policy = "read" intentions = "read" }; without them these are left out and said to be. Proxies are '
-        "read at their admin address, which has to be reachable from where this runs (envoy: admin_bind, on a network for this alone): it is "
+        'Nothing for the roots, which are open to everybody who reaches the server; a token with operator = "read" for the settings of the '
+        'CA, and with service_prefix "" { policy = "read" intentions = "read" } for intentions; without it these are said to fail. Envoys '
+        "are read at their admin address, which has to be reachable from where this runs (admin_bind, on a network for this alone): it is "
         "not protected by itself. The address that gives certificates of services with their keys is never asked."
     )
     Settings: type[Struct] = ConsulSettings
@@ -186,8 +186,8 @@ class Consul:
 
     def check(self, settings: ConsulSettings, scope: Scope) -> None:
         """Raise ``bad_setting``."""
-        if not settings.url and not settings.proxies:
-            raise HandclaspError(Kind.BAD_SETTING, "consul: nothing is to be read", hint="set url, proxies or both")
+        if not settings.url and not settings.envoys:
+            raise HandclaspError(Kind.BAD_SETTING, "consul: nothing is to be read", hint="set url, envoys or both")
         if settings.url and not settings.url.startswith(("https://", "http://")):
             raise HandclaspError(Kind.BAD_SETTING, "consul: url is written https://HOST:8501")
         if settings.token_file and not settings.url.startswith("https://") and not scope.loopback:
@@ -204,7 +204,7 @@ class Consul:
         """Yield the server, and the proxies."""
         if settings.url:
             yield Part({"read": "server"})
-        if settings.proxies:
+        if settings.envoys:
             yield Part({"read": "proxies"})
 
     async def read(self, settings: ConsulSettings, part: Part, place: str, tools: Tools) -> AsyncIterator[Reading]:
@@ -306,7 +306,7 @@ def _token(tools: Tools, path: str) -> str:
 def _proxies(settings: ConsulSettings) -> list[tuple[str, str]]:
     """Return name and address of each proxy, by name."""
     found = []
-    for entry in settings.proxies:
+    for entry in settings.envoys:
         name, equals, url = entry.partition("=")
         named = bool(equals) and "://" not in name
         found.append((name, url) if named else (name_of(entry), entry))

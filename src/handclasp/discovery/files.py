@@ -15,19 +15,19 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.wire.filescans import FileScan
 
 NEVER = ("/proc", "/sys", "/dev")
+USUAL = ("/etc", "/opt", "/srv", "/usr/local", "/var/lib")
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 _SHORTEST, _LONGEST = 60.0, 14 * 86_400.0
 
 
 class FilesSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where agents look."""
 
-    paths: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=100)] = field(
-        default_factory=lambda: ["/etc", "/opt", "/srv", "/usr/local", "/var/lib"]
-    )
+    paths: Annotated[list[Name], Meta(max_length=100)] = field(default_factory=lambda: list(USUAL))
     """Absolute directories, files or globs of them. What an agent's own configuration does not allow is left out there."""
     agents: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=50)] = field(default_factory=list)
     """Labels (``role=web``) that an agent must have, all of them; ``*`` in a value stands for anything. None: every agent."""
-    excludes: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=200)] = field(default_factory=list)
+    excludes: Annotated[list[Name], Meta(max_length=200)] = field(default_factory=list)
     """Globs that are passed over: of whole paths where there is a slash in them, else of names."""
     max_depth: Annotated[int, Meta(ge=0, le=64)] = 16
     """Directories below a path."""

@@ -153,6 +153,7 @@ class Leases:
         if leased.number == PLAN:
             changes.append(Change(update(tables.scan).where(_scan.id == leased.scan, _scan.state == "planning").values(state="running")))
         await self._store.ledger.commit(Write([], changes))
+        fault("scan.placed")
         await finish(self._store, leased.scan, self._clock())
 
     async def failed(self, leased: Leased, progress: Progress, problem: str, *, final: bool = False) -> None:

@@ -104,7 +104,7 @@ class RemoteDesk:
         finally:
             self._forget(leased)
 
-    def known(self, leased: Leased) -> None:  # noqa: ARG002
+    def known(self, leased: Leased) -> None:
         """See :class:`~handclasp.discovery.desk.Desk`. A collector does not know what the inventory holds, and cannot ask."""
 
     # --- requests ---------------------------------------------------------------------------------------------------------------------

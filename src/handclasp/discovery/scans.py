@@ -46,10 +46,10 @@ class Scans:
     async def begin(self, source: Row[Any], by: Principal, origin: Mapping[str, str], *, dry: bool) -> str:
         """Begin a scan because somebody asks for it, and return its id. Durable and logged on return.
 
-        Raises ``conflict`` while another scan of the source goes on, and for what agents report by themselves.
+        Raises ``conflict`` while another scan of the source goes on, and for a source that is told things and reads nothing.
         """
-        if source.kind == "agent":
-            raise HandclaspError(Kind.CONFLICT, "this is what agents report by themselves", hint="handclasp agent list")
+        if source.kind in TOLD:
+            raise HandclaspError(Kind.CONFLICT, f"a source of the kind {source.kind} is told what is in it: there is nothing to read")
         now, scan_id = self._clock(), self._id()
         entry = make_entry(
             "scan.started", at=now, who=by.to_log(), source=origin, subjects=[f"source:{source.name}", f"scan:{scan_id}"],
@@ -80,7 +80,7 @@ class Scans:
         One that was missed, because nobody ran or the last one took long, is made up for once. Several processes at a time do no harm.
         """
         now, begun = self._clock(), []
-        due = select(tables.source).where(_source.due_at <= now, _source.state == "active", _source.every > 0)
+        due = select(tables.source).where(_source.due_at <= now, _source.state == "active", _source.every > 0, _source.kind.not_in(TOLD))
         due = due.where(~exists(select(_scan.id).where(_scan.source_id == _source.id, _scan.state.in_(OPEN)).correlate(tables.source)))
         for row in await self._store.rows(due):
             next_due = now + row.every + round(self._random.random() * JITTER * row.every)

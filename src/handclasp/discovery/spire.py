@@ -34,6 +34,9 @@ from handclasp.wire.observations import Covered, Observed, Seen
 PAGE = 500
 TIMEOUT = 30.0  # seconds for one page
 MAX_PAGES = 100_000
+_LATEST = 253_402_300_799  # seconds: the last of the year 9999
+_NOT_WHOLE = "!"
+"""Before a place: something until there could not be read."""
 _SERVER = "/spire/server"
 _LABEL = re.compile(r"(?:pod-label|label):([^:]{1,256}):(.{0,256})", re.DOTALL)
 _KINDS = {
@@ -118,18 +121,22 @@ class _Server:
         self._prefix = f"spire:{self._own.trust_domain[:255]}/"
 
     async def read(self, what: str, place: str) -> AsyncIterator[Reading]:
-        """Yield everything of one sort, from a page on; then that it was listed whole."""
+        """Yield everything of one sort, from a page on; then that it was listed whole, if nothing failed, before a restart or after."""
+        whole, place = not place.startswith(_NOT_WHOLE), place.removeprefix(_NOT_WHOLE)
         if what == "bundles" and not place:
             yield self._bundle(self._own)
         async for items, token in self._pages(what, place):
             yield Count(total=len(items))
             for item in items:
-                yield self._item(what, item)
+                one = self._item(what, item)
+                whole = whole and not isinstance(one, Failed)
+                yield one
             if token:
-                yield Place(token)
+                yield Place(token if whole else _NOT_WHOLE + token)
             if self._tools.stop.is_set():
                 return
-        yield Covered(unit=self._prefix + what, began_at=self._tools.began_at)
+        if whole:
+            yield Covered(unit=self._prefix + what, began_at=self._tools.began_at)
 
     async def _pages(self, what: str, token: str) -> AsyncIterator[tuple[list[Any], str]]:
         begun_with = token
@@ -287,6 +294,8 @@ def _serial(text: str) -> str:
 
 
 def _time(seconds: int) -> str | None:
+    if seconds > _LATEST:
+        raise ValueError("later than the year 9999")
     return rfc3339(seconds * 1000) if seconds > 0 else None
 
 

@@ -22,6 +22,7 @@ from handclasp.pki.contents import read_contents
 from handclasp.wire.observations import Covered, Observed, Seen
 
 PAGE = 1000
+Mount = Annotated[str, Meta(min_length=1, max_length=256)]
 TOGETHER = 8
 """Certificates that are fetched at once: a Vault has other work."""
 _BATCH = 200
@@ -34,9 +35,7 @@ class VaultSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
     url: Annotated[str, Meta(min_length=1, max_length=2048)]
     """Address of the server, https://vault.example.org:8200."""
-    mounts: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=500)] = field(
-        default_factory=lambda: ["pki"]
-    )
+    mounts: Annotated[list[Mount], Meta(max_length=500)] = field(default_factory=lambda: ["pki"])
     """PKI mounts, such as pki or pki-int."""
     token_file: str = ""
     """File with the token; it is read again for each request, as an agent of Vault's may replace it."""

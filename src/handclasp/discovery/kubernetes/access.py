@@ -170,7 +170,7 @@ def _refuse_what_is_not_done(cluster: dict[str, Any], user: dict[str, Any]) -> N
         if user.get(name):
             raise _bad(
                 f"the kubeconfig's user has {name}: plugins are not run here",
-                "make a service account with the read-only role (docs/discovery.md), and a kubeconfig with its token",
+                "make a service account with the read-only role (docs/clusters.md), and a kubeconfig with its token",
             )
     if user.get("username") or user.get("password"):
         raise _bad("the kubeconfig's user has a password", "Kubernetes takes none since 1.19; use a token or a client certificate")

@@ -6,6 +6,7 @@ again; what was observed before stays observed, and nothing is covered until a l
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,8 +183,11 @@ def _read(page: Page, lane: Lane, newest: dict[str, tuple[str, Observed]]) -> It
     yield Count(total=total, read=empty)
 
 
-async def watched(lane: Lane, api: Api, tools: Tools, until: int) -> AsyncIterator[Reading]:
-    """Watch a lane that was listed, until a time (ms); list again when its version is too old. Every change of version is a Place."""
+async def watched(lane: Lane, api: Api, tools: Tools, until: int, turn: asyncio.Lock) -> AsyncIterator[Reading]:
+    """Watch a lane that was listed, until a time (ms); list again when its version is too old. Every change of version is a Place.
+
+    An API server that starts anew has forgotten every version: ``turn`` lets one lane after the other list, so that memory stays bounded.
+    """
     pause = _SHORTEST
     while lane.position.version and not tools.stop.is_set() and (left := (until - tools.clock()) / 1000) > 0:
         path, began = lane.resource.path(lane.position.group, lane.namespace), tools.clock()
@@ -194,8 +198,9 @@ async def watched(lane: Lane, api: Api, tools: Tools, until: int) -> AsyncIterat
                 yield Place("")
         except GoneError:
             lane.position.done, lane.position.version = False, ""  # whoever goes on from here lists
-            async for one in listed(lane, api, tools):
-                yield one
+            async with turn:
+                async for one in listed(lane, api, tools):
+                    yield one
             yield Place("")
         except HandclaspError as error:
             if error.kind in (Kind.NOT_ALLOWED, Kind.NOT_FOUND):

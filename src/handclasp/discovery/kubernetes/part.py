@@ -66,11 +66,11 @@ class Reader:
 
     async def _watch(self) -> AsyncIterator[Reading]:
         queue: asyncio.Queue[Reading | None] = asyncio.Queue()
-        room = asyncio.Semaphore(QUEUE)
+        room, turn = asyncio.Semaphore(QUEUE), asyncio.Lock()
 
         async def follow(lane: Lane) -> None:
             try:
-                async for one in watched(lane, self.api, self.tools, self.progress.until):
+                async for one in watched(lane, self.api, self.tools, self.progress.until, turn):
                     await room.acquire()
                     # The place is taken here: what this lane saw before is in the queue before it, and so is what the others did.
                     queue.put_nowait(self.place() if isinstance(one, Place) else one)

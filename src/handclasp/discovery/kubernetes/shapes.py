@@ -65,10 +65,11 @@ class OpaqueSecret(Bare):
     data: dict[str, Raw] | None = None
 
 
-class ConfigMap(Bare):
+class ConfigMap(Bare, rename="camel"):
     """Text, of which most is no certificate."""
 
     data: dict[str, Raw] | None = None
+    binary_data: dict[str, Raw] | None = None
 
 
 class WebhookClient(Struct, rename="camel"):
