@@ -65,6 +65,9 @@ def place(**facts: Any) -> Evidence:
         ("spiffe://example.org/ns/nobody/sa/web", Evidence(), "shop", "catalogue"),
         ("spiffe://example.org/ns/nobody/sa/api", Evidence(), "search", "catalogue"),
         ("spiffe://example.org/x", place(host_group="db"), "dba", "host"),
+        ("spiffe://example.org/x", place(host_group="db", owner="@acme/core"), "core", "catalogue"),
+        ("spiffe://example.org/x", place(host_group="db", owner="nobody"), "dba", "host"),
+        ("spiffe://example.org/x", place(host_group="db", tags={"owner": "core"}), "core", "catalogue"),
         ("dns:a.b.search.example.org", Evidence(), "search", "zone"),
         ("dns:*.search.example.org", Evidence(), "search", "zone"),
         ("spiffe://example.org/x", Evidence(dns=("www.shop.example.org",)), "shop", "zone"),
@@ -82,6 +85,11 @@ def test_what_is_less_sure_gives_the_rest() -> None:
     found = judged(WEB, place(namespace="shop-prod"))
     assert (found.owner, found.tier, found.environment) == ("shop", "2", "prod")
     assert [one.stands for one in found.candidates if one.owner][:1] == ["disputed"]
+
+
+def test_a_source_that_is_all_of_one_environment() -> None:
+    found = judged("spiffe://example.org/x", place(environment="Staging", tier=1))
+    assert (found.owner, found.tier, found.environment) == (None, "1", "staging")
 
 
 def test_equal_evidence_that_disagrees_is_contested() -> None:
@@ -125,6 +133,9 @@ PLACES = st.fixed_dictionaries(
         "tags": LABELS,
         "namespace": st.sampled_from(["shop-prod", "core-prod", "x"]),
         "host_group": st.sampled_from(["db", "web"]),
+        "owner": st.sampled_from(["core", "@acme/shop", "nobody", "a b"]) | st.integers(),
+        "environment": st.sampled_from(["Prod", "dev", "a b"]),
+        "tier": st.sampled_from([0, "1", "9"]),
     },
 )
 SAID = st.builds(

@@ -132,7 +132,7 @@ WEB, API, DB = "spiffe://example.org/ns/shop/sa/web", "spiffe://example.org/ns/k
 def test_owners_are_derived_and_derived_again(migrated_url: str) -> None:
     async def work(here: World) -> None:
         web, _, _ = await here.identities(WEB, API, DB)
-        place = await here.seen(web, {"namespace": "shop", "namespace_labels": {"team": "core"}}, source={"environment": "x"})
+        place = await here.seen(web, {"namespace": "shop", "namespace_labels": {"team": "core"}}, source={"environment": "dev"})
         await here.teams("shop", "core", "search")
         await here.room.book.apply(RULES, WHO, "test")
         assert await here.room.assigner.progress() == (0, 3)
@@ -142,7 +142,11 @@ def test_owners_are_derived_and_derived_again(migrated_url: str) -> None:
         assert await here.tallies() == await here.counted()
         shown = await here.room.views.assignments(WEB)
         assert (shown.owner, shown.tier, shown.environment) == ("core", "2", "prod")
-        assert [(one.evidence, one.owner, one.stands) for one in shown.items] == [("namespace", "core", "disputed"), ("spiffe", "shop", "")]
+        assert [(one.evidence, one.owner, one.stands) for one in shown.items] == [
+            ("namespace", "core", "disputed"),
+            ("spiffe", "shop", ""),
+            ("catalogue", None, ""),  # what the source says of everything in it
+        ]
 
         # The namespace gets another label.
         again = due(here.store, [web], here.clock())
@@ -158,7 +162,7 @@ def test_owners_are_derived_and_derived_again(migrated_url: str) -> None:
         await here.room.book.apply("version: 1\n", WHO, "test")
         await here.drain()
         assert set((await here.owners()).values()) == {None}
-        assert await here.store.rows(select(tables.assignment)) == []
+        assert [row.rule for row in await here.store.rows(select(tables.assignment))] == ["as given"]
         assert await here.tallies() == {"": 3}
 
     run(migrated_url, work)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from handclasp.ownership.catalogue import Catalogue, Item
-from handclasp.ownership.document import OwnershipRules, Rule
+from handclasp.ownership.document import CONFIDENCE, OwnershipRules, Rule
 from handclasp.ownership.names import TIERS, is_environment, is_owner, plain_owner
 
 EVIDENCE = ("confirmed", "token", "workload", "namespace", "spiffe", "cloud", "catalogue", "host", "zone")
@@ -20,6 +20,8 @@ EVIDENCE = ("confirmed", "token", "workload", "namespace", "spiffe", "cloud", "c
 DENIED = "denied"
 """An owner said that it is not theirs: no rule makes it theirs again, only a person."""
 
+GIVEN = "as given"
+"""The rule of what a place or its source says itself; no rule of a document can have this name."""
 TOKEN_CONFIDENCE = 95
 UNKNOWN_CONFIDENCE = 30
 """Of an owner that evidence names and no directory knows: it may be a namespace that is called like nobody."""
@@ -151,6 +153,7 @@ def _candidates(identity: str, evidence: Evidence, rules: OwnershipRules, known:
     dns = [name.removeprefix("*.") for name in evidence.dns]
     if identity.startswith("dns:"):
         dns.append(identity[4:].removeprefix("*."))
+    yield from _as_given(evidence.places, known)
     for rule in rules.rules:
         if rule.looks_at == "spiffe":
             values: Iterable[tuple[str, str]] = [(identity, "SPIFFE ID")]
@@ -162,6 +165,29 @@ def _candidates(identity: str, evidence: Evidence, rules: OwnershipRules, known:
             cut = rule.pattern.match(value)
             if cut is not None:
                 yield from _said_by(rule, cut, words, known)
+
+
+def _as_given(places: Iterable[Mapping[str, Any]], known: Known) -> Iterator[Candidate]:
+    """Yield what a place says itself, without a rule: an import with a column for owners, a source that is all of one environment."""
+    for facts in places:
+        tags = facts.get("tags")  # where imports put what a table's columns say
+        given = {**(tags if isinstance(tags, Mapping) else {}), **facts}
+        owner, environment, tier = (_plain(given.get(key)) for key in ("owner", "environment", "tier"))
+        name = owner if owner in known.owners else plain_owner(owner)
+        said_environment = environment.lower() if is_environment(environment.lower()) else None
+        said_tier = tier if tier in TIERS else None
+        if is_owner(name):
+            sure = name in known.owners
+            detail = f"owner {owner[:200]}" + ("" if sure else f"; no directory knows {name}")
+            confidence = CONFIDENCE["catalogue"] if sure else UNKNOWN_CONFIDENCE
+            yield Candidate("catalogue", GIVEN, name, None, None, detail, confidence)
+        if said_environment is not None or said_tier is not None:
+            words = " and ".join(f"{key} {text}" for key, text in (("environment", said_environment), ("tier", said_tier)) if text)
+            yield Candidate("catalogue", GIVEN, "", said_tier, said_environment, words, CONFIDENCE["catalogue"])
+
+
+def _plain(value: Any) -> str:
+    return str(value)[:512] if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _values(rule: Rule, places: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
