@@ -110,8 +110,11 @@ class Sessions:
         await self._store.ledger.commit(Write([entry], [Change(insert(table).values(row), expect=1)]))
         return Session(user, secret, expires_at)
 
-    async def find(self, secret: str) -> Session | None:
-        """Return the session of a cookie, as it is now; None when there is none any more."""
+    async def find(self, secret: str, *, active: bool = True) -> Session | None:
+        """Return the session of a cookie, as it is now; None when there is none any more.
+
+        ``active`` is off for what a page asks by itself: a page that is left open must not keep its session open.
+        """
         if not 32 <= len(secret) <= 64 or not secret.isascii():
             return None
         row = await self._store.point(_FIND, (_hash(secret),))
@@ -125,7 +128,7 @@ class Sessions:
         user = await self._user(kept) if kept.v == 1 else None
         if user is None:
             return None
-        if now - used_at >= min(_TOUCH, self._idle // 4):
+        if active and now - used_at >= min(_TOUCH, self._idle // 4):
             await self._store.ledger.commit(
                 Write([], [Change(update(table).where(table.c.secret_sha256 == _hash(secret)).values(used_at=now))])
             )
@@ -188,9 +191,7 @@ def _no_role(principal: TokenPrincipal | CertificatePrincipal | OidcPrincipal) -
     if isinstance(principal, TokenPrincipal):
         hint = "make one that does: handclasp token create --name NAME --scope certificates:read --scope inventory:read"
         return HandclaspError(Kind.NOT_ALLOWED, "this token obtains certificates and does not use the API", hint=hint)
-    return HandclaspError(
-        Kind.NOT_ALLOWED, "you are known, and have no role here", hint="who runs the server adds you to console_roles"
-    )
+    return HandclaspError(Kind.NOT_ALLOWED, "you are known, and have no role here", hint="who runs the server adds you to console_roles")
 
 
 def _hash(secret: str) -> bytes:

@@ -38,6 +38,8 @@ FLASH = "__Host-handclasp-said"
 THEME = "__Host-handclasp-theme"
 PATIENCE = 60.0
 """Seconds that whoever takes a download may take over one part of it."""
+AUTO = b"x-handclasp-auto"
+"""Header of what a page asks by itself, every so often."""
 THEMES = ("auto", "light", "dark")
 STRICT = "; Path=/; Secure; HttpOnly; SameSite=Strict"
 
@@ -137,7 +139,7 @@ class Console:
 
     async def _answer(self, visit: Visit, scope: Scope, receive: Receive) -> Answer:
         visit.query = read_query(scope["query_string"])
-        visit.session = await self.sessions.find(visit.cookies.get(COOKIE, ""))
+        visit.session = await self.sessions.find(visit.cookies.get(COOKIE, ""), active=AUTO not in visit.headers)
         page = self._find(visit)
         if visit.session is None and (page is None or not page.public):
             return self._to_door(visit, scope)
