@@ -1,7 +1,8 @@
 """What is seen again and again: sightings a second on one core, the cost of reading one certificate, and of following the log.
 
-A company's places are read every day and hold what they held; one in twenty has another certificate. ``inventory.ingest.per_second`` is that
-mix, ``inventory.ingest.first.per_second`` a first scan, where everything is new. Both are what one core would do: places over CPU time.
+A company's places are read every day and hold what they held; one in twenty has another certificate. ``inventory.ingest.per_second`` is
+that mix, ``inventory.ingest.first.per_second`` a first scan, where everything is new. Both are
+places over CPU time: what one core would do.
 """
 
 from __future__ import annotations

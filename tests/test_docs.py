@@ -182,6 +182,7 @@ def test_every_example_file_in_a_guide_is_valid(path: Path) -> None:
     from handclasp.access.cases import run_cases
     from handclasp.access.policy import EMPTY, parse_policy
     from handclasp.agent.config import parse_config
+    from handclasp.ownership.document import parse_ownership
     from handclasp.pki.profiles import load_profiles
 
     policy = EMPTY
@@ -194,6 +195,8 @@ def test_every_example_file_in_a_guide_is_valid(path: Path) -> None:
             load_profiles(block, "profiles.yaml")
         elif block.startswith("# agent.yaml"):
             parse_config(block, "agent.yaml", ROOT)
+        elif block.startswith("# ownership.yaml"):
+            parse_ownership(block, "ownership.yaml")
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=relative)

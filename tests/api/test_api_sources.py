@@ -89,7 +89,6 @@ def test_one_scan_at_a_time_and_stopping(admin: Client) -> None:
     admin("POST", f"/v1/scans/{scan}:stop").refused(Kind.CONFLICT, "ended")
     shown = admin.get("/v1/sources/slow")
     assert (shown["success_at"], shown["scan"]["problem"]) == (None, "it was stopped")
-    add(admin, "other", name="slow2")
     admin("POST", "/v1/sources", {"name": "slow", "kind": "network", "scope": {"allow": ["::1"]}}).refused(Kind.CONFLICT, "already")
 
 
@@ -109,7 +108,7 @@ def test_lists_are_paged_and_filtered(admin: Client) -> None:
 
 def collector(live: Live) -> ApiClient:
     return ApiClient(
-        f"https://{live.https[0]}:{live.https[1]}", ca=str(live.data / "ca.pem"), token=live.token("sources:write"), attempts=1
+        f"https://{live.https[0]}:{live.https[1]}", ca=str(live.data / "ca.pem"), token=live.token("sources:collect"), attempts=1
     )
 
 
@@ -142,10 +141,11 @@ def test_a_collector_reads_a_scan_over_the_api(live: Live, admin: Client) -> Non
 
 
 def seen_at(lease: PartLease, ders: list[bytes]) -> Sightings:
+    served = [Seen(der=der, role="served") for der in ders]
     return Sightings(
         observed=[
-            Observed(key=f"tls:far:{number}/", kind="endpoint", shown=f"far:{number}", at=lease.began_at, certificates=[Seen(der=der, role="served")])
-            for number, der in enumerate(ders)
+            Observed(key=f"tls:far:{number}/", kind="endpoint", shown=f"far:{number}", at=lease.began_at, certificates=[seen])
+            for number, seen in enumerate(served)
         ]
     )  # fmt: skip
 

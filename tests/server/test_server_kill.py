@@ -27,7 +27,7 @@ SERVING = {
 MAKING = ("authority.file_written", "authority.file_named", "ledger.begun", "ledger.written", "ledger.committed")
 ELSEWHERE = (
     "agent.", "generation.", "deliver.", "exec.", "kubernetes.", "state.", "credentials.", "rotation.", "retention.", "partition.",
-    "record.", "reconcile.", "follow.",
+    "record.", "reconcile.", "follow.", "scan.",
 )  # fmt: skip
 """Points of the agent and the command line, of rotations and of the inventory: their own tests kill there."""
 

@@ -1,4 +1,4 @@
-"""An installation with a day behind it, for the console's tests and pictures: made through the server's own rooms, under a clock that runs fast.
+"""An installation with a day behind it, for the console's tests and pictures: made by the server's own rooms, by a clock that runs fast.
 
 It has a bit of everything: lines of certificates, places that serve them, certificates that were found and never issued, owners and what
 nobody owns, agents, a rotation, a policy, refusals.
@@ -254,12 +254,18 @@ class _Builder:
             sha256 = self.lines[path].sha256
             if first or path == "prod/shop/search":  # this one was never reloaded
                 sha256 = bytes.fromhex(self.world.more[path])
-            how = {"tls": "TLSv1.3", "sni": f"{name}.example.org"}
-            seen = Seen(sha256=sha256, role="served", how=how)
-            shown.append(
-                Observed(key=f"tls:10.20.0.{number + 10}:8443/{name}.example.org", kind="endpoint", shown=f"{name}.example.org:8443",
-                         host=f"10.20.0.{number + 10}", at=self.clock.now, certificates=[seen], details={"protocol": "tls", "client_certificate": "required"})
-            )  # fmt: skip
+            host, shown_as = f"10.20.0.{number + 10}", f"{name}.example.org"
+            seen = Seen(sha256=sha256, role="served", how={"tls": "TLSv1.3", "sni": shown_as})
+            one = Observed(
+                key=f"tls:{host}:8443/{shown_as}",
+                kind="endpoint",
+                shown=f"{shown_as}:8443",
+                host=host,
+                at=self.clock.now,
+                certificates=[seen],
+                details={"protocol": "tls", "client_certificate": "required"},
+            )
+            shown.append(one)
         if not first:
             rogue = self.rogue()
             self.world.unissued = hashlib.sha256(rogue).hexdigest()
@@ -269,8 +275,9 @@ class _Builder:
     def in_files(self) -> list[Observed]:
         held = self.lines["prod/shop/web"]
         one = Observed(
-            key="file:shop-1:/etc/nginx/tls/current.pem", kind="file", shown="shop-1:/etc/nginx/tls/current.pem", unit="/etc", host="shop-1",
-            at=self.clock.now, certificates=[Seen(sha256=held.sha256)], private_key=SeenKey(), details={"mode": "0600", "user": "nginx"},
+            key="file:shop-1:/etc/nginx/tls/current.pem", kind="file", shown="shop-1:/etc/nginx/tls/current.pem", unit="/etc",
+            host="shop-1", at=self.clock.now, certificates=[Seen(sha256=held.sha256)], private_key=SeenKey(),
+            details={"mode": "0600", "user": "nginx"},
         )  # fmt: skip
         old = self.place("file:shop-1:/etc/ssl/old.pem", "shop-1:/etc/ssl/old.pem", self.old, kind="file", role="stored")
         return [one, old]

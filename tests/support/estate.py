@@ -88,7 +88,8 @@ class Estate:
             self._add(tables.source, id=number, name=name, kind="network", every=0, created_at=1, created_by="test")
             for place in (1, 2):
                 self._add(
-                    tables.location, id=number * 10 + place, source_id=number, key=f"{name}:{place}", kind="endpoint", shown=f"{name}-{place}:443",
+                    tables.location, id=number * 10 + place, source_id=number, key=f"{name}:{place}", kind="endpoint",
+                    shown=f"{name}-{place}:443",
                     host=f"{name}-{place}", first_seen_at=1, seen_at=NOW - HOUR, tried_at=NOW - HOUR,
                     problem="refused" if place == 2 else None,
                 )  # fmt: skip
@@ -127,7 +128,8 @@ class Estate:
         who, authority = pick(self.identities), pick([1, 2])
         superseded, revoked = pick([None, None, self._digest("next")]), pick([None, None, None, NOW - HOUR])
         row = self._add(
-            tables.certificate, **common, der=b"", authority_id=authority, identity_id=who["id"], profile=pick(PROFILES), names='{"dns": []}',
+            tables.certificate, **common, der=b"", authority_id=authority, identity_id=who["id"], profile=pick(PROFILES),
+            names='{"dns": []}',
             key_type=pick(KEYS), renew_after=common["not_after"], renew_before=common["not_after"], line=common["sha256"], generation=0,
             predecessor=None, superseded_by=superseded, superseded_at=None, granted_by="policy:web", obtained_by="token:a (a)",
             revoked_at=revoked, revocation_reason=None, crl_shard=0, log_index=number,

@@ -111,7 +111,7 @@ def foreign(
 ) -> bytes:
     """A certificate that was not issued here, in DER. ``signer`` is (certificate, key) of an authority to sign with."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else [x509.DNSName(name)] if name else []
-    parts = {NameOID.COMMON_NAME: name} if subject is None else subject
+    parts = ({NameOID.COMMON_NAME: name} if name else {}) if subject is None else subject
     issuer_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]) if signer is None else signer[0].subject
     builder = (
         x509.CertificateBuilder()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from handclasp import wire
 from handclasp.errors import HandclaspError, Kind
+from handclasp.inventory.states import STATES
+from handclasp.inventory.steps import describe
+from handclasp.wire import inventory
 from support.fake_api import FakeApi
 
 A, B = "a1" * 32, "b2" * 32
@@ -99,6 +103,7 @@ def populate(api: FakeApi) -> None:
             ),
         ],
     )  # fmt: skip
+    _inventory(api, web)
     _tokens(api)
     _documents(api)
     _authorities(api)
@@ -113,6 +118,50 @@ def populate(api: FakeApi) -> None:
             )
         ],
     )  # fmt: skip
+
+
+def _inventory(api: FakeApi, web: str) -> None:
+    """What is known of one identity and of one place, how all stand, and a view."""
+    identity = wire.Identity(
+        identity=web, owner="team-web", tier="1", environment="prod", created_at="2025-06-01T00:00:00Z", certificates=3, newest=A,
+        newest_not_after="2026-01-01T00:30:00Z", newest_origin="issued", state="overdue",
+    )  # fmt: skip
+    sighting = wire.Sighting(
+        id=7, sha256=A, location=17, shown="web-1:443", kind="endpoint", host="web-1", source="edge", role="served", chain=[], how={},
+        first_seen="2025-12-31T23:30:00Z", last_seen="2025-12-31T23:55:00Z", ended=None,
+    )  # fmt: skip
+    item = inventory.LineItem(certificate=certificate(A, web), sightings=[sighting])
+    step = inventory.NextStep(kind="overdue", level="alarm", text="renewal is overdue", command="handclasp agent show host-1")
+    why = inventory.Evidence(
+        evidence="token", owner="team-web", tier=None, environment=None, rule="token:owner", detail="", confidence=90,
+        at="2025-06-01T00:00:00Z",
+    )  # fmt: skip
+    may = inventory.MayIssue(grant="policy:web", who="agents with role=web", profiles=["workload"], max_ttl="24h", renew=True)
+    detail = inventory.IdentityDetail(
+        identity=identity, names=[web, "web.example.org"], evidence=[why], line=[item], served=[sighting], grants=[may],
+        agents=["spiffe://example.org/agent/host-1"], next_steps=[step], log_subject=f"identity:{web}",
+    )  # fmt: skip
+    path = f"/v1/identities/{quote(web, safe='')}"
+    api.on("GET", path, detail)
+    api.on("GET", f"{path}:lineage", inventory.Lineage(identity=web, items=[item]))
+    missing = HandclaspError(Kind.NOT_FOUND, "no identity of this name is known here", hint="handclasp identity list --q PART")
+    api.on("GET", path.removesuffix("b"), missing)
+    place = inventory.Location(
+        id=17, source="edge", key="tls:web-1:443/", kind="endpoint", shown="web-1:443", host="web-1", state="read",
+        first_seen="2025-12-01T00:00:00Z", last_seen="2025-12-31T23:55:00Z", last_tried="2025-12-31T23:55:00Z", sightings=[sighting],
+    )  # fmt: skip
+    api.pages("/v1/locations", [place])
+    api.on("GET", "/v1/locations/17", place)
+    counts = {"unissued": 1, "foreign": 12, "seen": 40}
+    api.on("GET", "/v1/standings", inventory.Standings(items=[describe(state, counts.get(state, 0)) for state in STATES]))
+    view = inventory.View(
+        id="v1", name="web", list="identities", query="owner=team-web", created_by="token:a (a)", created_at="2025-12-01T00:00:00Z"
+    )
+    api.on("GET", "/v1/views", inventory.ViewList(items=[view]))
+    more = {"created_by": "token:a (a)", "created_at": "2026-01-01T00:00:00Z"}
+    api.on("POST", "/v1/views", lambda body, _: inventory.View(id="v2", name=body.name, list=body.list, query=body.query, **more))
+    api.on("DELETE", "/v1/views/v1", view)
+    api.on("POST", f"/v1/certificates/{B}:triage", wire.Done(log_entry=45))
 
 
 def _tokens(api: FakeApi) -> None:

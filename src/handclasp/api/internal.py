@@ -73,10 +73,10 @@ class InternalApi:
                 raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address")
             endpoint, path_params = found
             route = action.route
-            given = action.decode(msgspec.json.encode(body or {}), {}) if route.request is not None else b""
             if route.scope != PUBLIC:
-                principal = await self._with_own(principal, route, path_params, given)
+                principal = await self._with_own(principal, route, path_params, body or {})
                 endpoint.admit(principal, action, scope)
+            given = action.decode(msgspec.json.encode(body or {}), {}) if route.request is not None else b""
             asked = action.query({name: value for name, value in (query or {}).items() if value})
             call = Call(self._services, source, path_params, asked, {}, given, principal, None, endpoint.table)
             async with asyncio.timeout(self._services.request_timeout):
@@ -99,7 +99,7 @@ class InternalApi:
 
     # --- acting for an owner --------------------------------------------------------------------------------------------------------
 
-    async def _with_own(self, principal: Principal, route: Route, path: Mapping[str, Any], body: Any) -> Principal:
+    async def _with_own(self, principal: Principal, route: Route, path: Mapping[str, Any], body: Mapping[str, Any]) -> Principal:
         """Return the caller with the scopes that they have for the owner of what the call is about."""
         if not isinstance(principal, ConsoleUser) or not principal.teams or route.method == "GET":
             return principal
@@ -109,7 +109,7 @@ class InternalApi:
         owner = await self._owner(path, body)
         return replace(principal, scopes=principal.scopes | {wanted}) if owner in principal.teams else principal
 
-    async def _owner(self, path: Mapping[str, Any], body: Any) -> str | None:
+    async def _owner(self, path: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
         """Return who owns the one identity that a call is about; None when it is about more than one, or nobody's."""
         identity = tables.identity
         name = path.get("identity")
@@ -121,8 +121,8 @@ class InternalApi:
                 if row is not None:
                     return row.owner if row.owner is None else str(row.owner)
             return None
-        if name is None and set(path) == set() and hasattr(body, "identity"):
-            name = body.identity  # a rotation; a pattern is nobody's name, so it has no owner
+        if not path:
+            name = body.get("identity")  # of a rotation; a pattern is nobody's name, so it has no owner
         if not isinstance(name, str):
             return None
         row = await self._services.store.row(select(identity.c.owner).where(identity.c.name == name))

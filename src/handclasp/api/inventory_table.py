@@ -55,5 +55,5 @@ INVENTORY: tuple[Route, ...] = (
           response=types.Timeline,
           parameters=(Parameter("since", "From then on: a time, a date, or a duration from now; a day ago without it."),
                       Parameter("until", "Up to then; in seven days without it."),
-                      Parameter("by", "How long each item is.", {"type": "string", "enum": ["hour", "day"]}))),
+                      Parameter("by", "How long each item is; as fits without it.", {"type": "string", "enum": ["hour", "day"]}))),
 )  # fmt: skip

@@ -19,11 +19,9 @@ from handclasp.discovery.filescans import FileScans
 from handclasp.discovery.reported import ReportedTargets
 from handclasp.discovery.room import DiscoveryRoom
 from handclasp.inventory.follow import Follower
-from handclasp.inventory.overview import Overviews
 from handclasp.inventory.reading import Reading
 from handclasp.inventory.reconcile import Reconciler
 from handclasp.inventory.record import Recorder
-from handclasp.inventory.triage import Triage
 from handclasp.issuance.issue import Issuance
 from handclasp.issuance.jwt import JwtIssuance
 from handclasp.issuance.progress import Progresses
@@ -78,8 +76,6 @@ class Services:
     recorder: Recorder
     reconciler: Reconciler
     follower: Follower
-    triage: Triage
-    overviews: Overviews
     problems: Callable[[], Awaitable[list[str]]]
     """Says what keeps this process from being ready, one line each."""
     max_body: int = 1_048_576

@@ -233,7 +233,7 @@ def _when(text: str | None) -> When | None:
 
 
 @agent.command(example="handclasp agent discover /etc/nginx /srv/app\nhandclasp agent discover /etc -c /etc/handclasp/agent.yaml --json")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", help="Directories and files to look through.")
 @click.option("-c", "--config", metavar="FILE", help="The agent's configuration: look only where its section `discover` lets it.")
 @click.option("--passwords-file", metavar="FILE", help="Passwords to try on PKCS#12 files, one in a line.")
 @pass_state

@@ -72,6 +72,7 @@ def collect(
     from handclasp.discovery.kubernetes.access import ACCOUNT
     from handclasp.discovery.remote import RemoteDesk
 
+    seconds = _patience(patience) if once else None
     terminal.start_logging(log_level)
     follow = _Follow(state)
     follow()  # what cannot be used is said at once
@@ -79,7 +80,7 @@ def collect(
     directories = [Path(directory).expanduser() for directory in files or (FILES,)]
     engine = Engine(desk, system_clock, workers=workers, secrets=[*directories, ACCOUNT])
     with contextlib.closing(follow):
-        asyncio.run(_run(engine, desk, _patience(patience) if once else None))
+        asyncio.run(_run(engine, desk, seconds))
     if state.json:
         terminal.write_json({"given_up": desk.given_up})
     return 1 if once and desk.given_up else 0

@@ -95,7 +95,9 @@ def show(state: State, name: str) -> None:
         ]
     )
     for step in found.next_steps:
-        terminal.write_verdict("fail" if step.level == "alarm" else "warn", step.kind, f"{step.text} {step.command}".strip())
+        terminal.write_verdict(
+            "fail" if step.level == "alarm" else "warn", step.kind, f"{step.text}: {step.command}" if step.command else step.text
+        )
     if terminal.is_terminal(terminal.out()):
         terminal.write("\n")
         certificate_table([item.certificate for item in found.line])

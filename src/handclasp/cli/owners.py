@@ -180,7 +180,7 @@ def ask(state: State, name: str, identities: tuple[str, ...], expires: str) -> N
 
 @owner.command(client=True, example="handclasp owner needing\nhandclasp owner needing confirmation")
 @click.argument(
-    "need", type=click.Choice(_NEEDS), default="owner", help="owner: nobody owns it. new_owner: who does has left. confirmation: it is over. "
+    "need", type=click.Choice(_NEEDS), default="owner", help="owner: nobody owns it. new_owner: who does has left. confirmation: over. "
     "decision: equally strong evidence disagrees. look: weaker evidence disagrees.",
 )  # fmt: skip
 @limit_option

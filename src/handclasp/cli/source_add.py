@@ -22,9 +22,17 @@ EXAMPLES = {
     "handclasp source add network mail --allow mx.example.org --port 25 --port 587 --port 143\n"
     "handclasp source add network here --allow 127.0.0.1 --port 8443",
     "import": "handclasp source add import inherited --fact environment=prod",
+    "kubernetes": "handclasp source add kubernetes prod-a --cluster prod-a --tls-secret payments --every 1h --watch 55m\n"
+    "handclasp source add kubernetes prod-b --cluster prod-b --kubeconfig prod-b.kubeconfig --runs server --every 1h",
+    "istio": "handclasp source add istio mesh-a --cluster prod-a --source-url node-1=http://10.0.0.7:15000/config_dump --every 15m",
+    "linkerd": "handclasp source add linkerd mesh-b --cluster prod-b --every 30m --watch 25m",
     "files": "handclasp source add files hosts --path /etc/ssl --path /etc/nginx --every 1d",
 }
 """What is typed for a kind; others have the general form."""
+_TAKEN = frozenset(
+    {"--url", "--token-file", "--ca", "--json", "--set", "--allow", "--deny", "--loopback", "--every", "--runs", "--fact", "--paused"}
+)
+"""Options of the command itself, or of the connection to our own server: a setting of such a name gets ``--source-`` before it."""
 
 
 def common_options(function: F) -> F:
@@ -86,7 +94,7 @@ def make_command(kind_name: str) -> click.Command:
         help=words,
         example=EXAMPLES.get(kind_name, f"handclasp source add {kind_name} NAME --every 6h"),
     )(add)
-    command.params = [click.Argument(["name"], metavar="NAME"), *flags, *command.params]
+    command.params = [click.Argument(["name"], metavar="NAME", help="What it is to be called."), *flags, *command.params]
     return command
 
 
@@ -119,6 +127,8 @@ def _option(one: SourceOption) -> click.Option:
     several = one.type == "list"
     if several and flag.endswith("s") and not flag.endswith("ss"):
         flag = flag.removesuffix("s")
+    if flag in _TAKEN:
+        flag = f"--source-{flag[2:]}"
     words = one.help
     if one.default not in (None, "", [], False):
         shown = ", ".join(map(str, one.default)) if isinstance(one.default, list) else one.default

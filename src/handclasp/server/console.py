@@ -21,7 +21,7 @@ from handclasp.server.instance import Instance
 from handclasp.server.settings import Settings
 
 ATTEMPTS_PER_SECOND = 0.2
-ATTEMPTS_AT_ONCE = 10
+ATTEMPTS_AT_ONCE = 20
 """Sign-ins from one address that may fail: people mistype, and nobody guesses 256 bits, but each failure is an entry of the log."""
 
 

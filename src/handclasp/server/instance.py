@@ -29,12 +29,10 @@ from handclasp.discovery.room import open_discovery
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.confirm import Confirmer
 from handclasp.inventory.follow import Follower
-from handclasp.inventory.overview import Overviews
 from handclasp.inventory.reading import Reading
 from handclasp.inventory.reconcile import Reconciler
 from handclasp.inventory.record import Recorder
 from handclasp.inventory.states import Graces
-from handclasp.inventory.triage import Triage
 from handclasp.issuance.issue import Issuance
 from handclasp.issuance.jwt import JwtIssuance
 from handclasp.issuance.progress import Progresses
@@ -157,7 +155,7 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         file_scans=FileScans(store, clock, record, Confirmer(store)),
         reported=ReportedTargets(store, clock, record),
         ownership=open_ownership(store, clock, confirm_every=settings.confirm_every),
-        reading=Reading(store, clock),
+        reading=Reading(store, clock, AgentFigures(store, clock)),
         clock=clock,
         tiles=storage,
         cosignatures=Cosignatures(storage, signer.vkey, [vkey for vkey, _ in witnesses], clock),
@@ -170,8 +168,6 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         recorder=recorder,
         reconciler=reconciler,
         follower=Follower(store, clock, reconciler),
-        triage=Triage(store, clock),
-        overviews=Overviews(store, clock, AgentFigures(store, clock)),
         problems=Readiness(store, authorities, health, settings.data),
         max_body=int(settings.max_body),
         request_timeout=settings.request_timeout,

@@ -168,7 +168,7 @@ class Jobs:
             (FEDERATION_EVERY, "federation", FederationJob(services.federation, services.clock).run),
             (FOLLOW_EVERY, "follow", self._follow),
             (RECONCILE_EVERY, "reconcile", self._reconcile),
-            (STANDINGS_EVERY, "standings", services.overviews.gauges),
+            (STANDINGS_EVERY, "standings", services.reading.overviews.gauges),
             (RECOUNT_EVERY, "recount", self._recount),
             (OWNERS_EVERY, "owners", self._derive_owners),
             (SCANS_EVERY, "scans", self._begin_scans),

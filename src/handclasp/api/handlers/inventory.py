@@ -152,4 +152,4 @@ async def timeline(call: Call) -> Timeline:
     now = call.services.clock()
     since = filters.read_moment("since", call.query.get("since", "-1d"), now)
     until = filters.read_moment("until", call.query.get("until", "7d"), now)
-    return await call.services.reading.overviews.timeline(since, until, call.query.get("by", "hour"))
+    return await call.services.reading.overviews.timeline(since, until, call.query.get("by", ""))

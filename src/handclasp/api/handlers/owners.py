@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from urllib.parse import parse_qsl
 
 from handclasp.access.limits import network_key
@@ -175,8 +174,9 @@ def _page(text: str) -> Plain:
 
 
 def _within_limits(call: Call) -> None:
-    """A link has the rate of one principal, whoever has it."""
-    call.services.principal_limit.check("link:" + hashlib.sha256(call.path["secret"].encode("utf-8", "replace")).hexdigest())
+    """Links have the rate of one principal for each address. Not each by itself: who makes secrets up would fill the limiter with them."""
+    if call.source.address is not None:
+        call.services.principal_limit.check(f"links:{network_key(call.source.address)}")
 
 
 def _count_failure(call: Call) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from handclasp import wire
 from handclasp.cli import terminal
+from handclasp.cli.demo import discover
 from handclasp.cli.demo.intruder import CALLER, TRUST_DOMAIN
 from handclasp.cli.demo.screen import screen
 from handclasp.cli.demo.service import Service, wait_for_port
@@ -89,11 +90,15 @@ def _play(home: Path, seconds: int, programs: _Programs, stack: ExitStack, as_js
     if not wait_for_port(service.port, 30) or not _wait_for(home / "caller-tls" / "current" / "cert.pem", 30):
         raise HandclaspError(Kind.UNAVAILABLE, f"the service did not start:\n{_tails(home)}")
     terminal.say(f"{service.kind} serves with a certificate of {lifetime} seconds and lets in who has one of the same CA")
+    discover.begin(client, service.port, home)
+    if "console" in server:
+        terminal.say(f"look at it while it goes on: {server['console']} (admin token: {server['admin_token_file']})")
     with Traffic(service.port, home / "caller-tls").running() as traffic:
         screen(traffic, seconds, {"web": WEB, "caller": CALLER}, service.kind, draw=not as_json)
         refused = _revoke(home, server, client, tokens["caller"], traffic)
+    found = discover.found(client)
     log = _verify(home, client)
-    return _summary(traffic, service.kind, seconds, refused, log), server
+    return _summary(traffic, service.kind, seconds, refused, found, log), server
 
 
 class _Programs:
@@ -234,7 +239,7 @@ def _verify(home: Path, client: ApiClient) -> dict[str, Any]:
     return {"entries": report.entries, "verified": report.ok and report.entries > newest}
 
 
-def _summary(traffic: Traffic, kind: str, seconds: int, refused: bool, log: dict[str, Any]) -> dict[str, Any]:
+def _summary(traffic: Traffic, kind: str, seconds: int, refused: bool, found: dict[str, int], log: dict[str, Any]) -> dict[str, Any]:
     identities = {
         identity: {"rotations": seen.rotations, "requests": seen.requests, "failed": seen.failed}
         for identity, seen in ((WEB, traffic.web), (CALLER, traffic.caller))
@@ -246,6 +251,7 @@ def _summary(traffic: Traffic, kind: str, seconds: int, refused: bool, log: dict
         and traffic.accepted == 0
         and all(seen["rotations"] >= ROTATIONS for seen in identities.values())
         and refused
+        and found["network"] > 0
         and log["verified"]
     )
     return {
@@ -258,6 +264,7 @@ def _summary(traffic: Traffic, kind: str, seconds: int, refused: bool, log: dict
         "intruder_attempts": traffic.intrusions,
         "intruder_accepted": traffic.accepted,
         "revoked_refused": refused,
+        "discovered": found,
         "log": log,
     }
 
@@ -276,6 +283,11 @@ def _sum_up(summary: dict[str, Any], as_json: bool) -> None:
             f"{summary['intruder_attempts']} attempts, {summary['intruder_accepted']} accepted",
         ),
         (summary["revoked_refused"], "revoked", "refused by the service and by the server"),
+        (
+            summary["discovered"]["network"] > 0,
+            "discovery",
+            f"{summary['discovered']['network']} ports and {summary['discovered']['files']} files with certificates",
+        ),
         (summary["log"]["verified"], "log", f"{summary['log']['entries']} entries, verified offline"),
     )
     for good, subject, text in lines:
