@@ -78,12 +78,13 @@ def _blocks(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int, 
         if label not in _CERTIFICATES and label not in _KEYS and label not in _PKCS7:
             place = match.end()
             continue
-        end = text.find(b"-----END " + label + b"-----", match.end())
+        # Only as far as the next block: a text of nothing but BEGINs would otherwise be searched to its end for each of them.
+        following = text.find(b"-----BEGIN ", match.end())
+        end = text.find(b"-----END " + label + b"-----", match.end(), len(text) if following < 0 else following)
         if end < 0:
-            return  # nothing of this kind ends any more, and whoever cut it off cut the rest off too
-        nested = text.find(b"-----BEGIN ", match.end(), end)
-        if nested >= 0:  # its END is missing: the next block is not to be lost for that
-            place = nested
+            if following < 0:
+                return
+            place = following  # its END is missing: the next block is not to be lost for that
             continue
         yield label, match.end(), end
         place = end

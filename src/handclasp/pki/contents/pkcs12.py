@@ -1,22 +1,28 @@
 """PKCS#12 (RFC 7292), as others wrote it: opened without a password, or with one of those that are known.
 
-A file says itself how often a password is to be hashed. What would take minutes is refused before anything is tried.
+A file says itself how often a password is to be hashed, and it can say so inside what is encrypted. What would take minutes by what can be
+seen is refused before anything is tried; the rest only a process that may be killed can bear. So a server takes :func:`read_open_pkcs12`,
+which derives no key at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from handclasp.pki import der
-from handclasp.pki.contents.model import MAX_CHAIN, Contents, Entry, PrivateKey, bounded, group, is_ca, spki_of_key
+from handclasp.pki.contents.model import MAX_CERTIFICATES, MAX_CHAIN, Contents, Entry, PrivateKey, bounded, group, is_ca, spki_of_key
 
 MAX_ITERATIONS = 2_000_000
 """Ours has 20,000, Java's 10,000, OpenSSL's 2,048; OWASP asks for 600,000."""
 _MAX_DEPTH = 32
 _MAX_ELEMENTS = 50_000
+_DATA = der.oid("1.2.840.113549.1.7.1")
+_KEY_BAG, _SHROUDED_BAG, _CERTIFICATE_BAG = (der.oid(f"1.2.840.113549.1.12.10.1.{number}") for number in (1, 2, 3))
+_X509, _FRIENDLY_NAME = der.oid("1.2.840.113549.1.9.22.1"), der.oid("1.2.840.113549.1.9.20")
 _FAILS = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError, Warning)
 
 
@@ -29,7 +35,7 @@ def read_pkcs12(data: bytes | bytearray, passwords: Sequence[str] = ()) -> Conte
     """Return what a PKCS#12 file holds, opened without a password or with the first of ``passwords`` that fits; else it is locked."""
     contents = Contents("pkcs12")
     try:
-        most = max(_iterations(bytes(data)), default=0)
+        most = sum(max(0, number) for number in _iterations(bytes(data)))
     except ValueError:
         most = 0  # not DER, so what it says cannot be told: BER goes on below, its length bounded by the file's own
         if data[1:2] != b"\x80":
@@ -45,6 +51,65 @@ def read_pkcs12(data: bytes | bytearray, passwords: Sequence[str] = ()) -> Conte
         return contents
     _fill(contents, *opened)
     return contents
+
+
+def read_open_pkcs12(data: bytes | bytearray) -> Contents:
+    """Return what lies in a PKCS#12 file without any encryption: certificates in most truststores, seldom more; the rest is locked.
+
+    No password is tried, not even the empty one, and no MAC is checked: nothing in the file decides how long this takes.
+    """
+    contents = Contents("pkcs12")
+    found: list[tuple[str, bytes]] = []
+    try:
+        for bag, value, alias in _open_bags(bytes(data), contents):
+            if bag == _CERTIFICATE_BAG:
+                kind, wrapped = der.children(value)
+                if kind == _X509:
+                    found.append((alias, _octets(der.children(wrapped)[0])))
+            elif bag in (_KEY_BAG, _SHROUDED_BAG):
+                contents.keys.append(PrivateKey(None, bag == _SHROUDED_BAG, alias))
+            if len(found) + len(contents.keys) > MAX_CERTIFICATES:
+                contents.notes.append(f"only the first {MAX_CERTIFICATES} entries are taken")
+                break
+    except (ValueError, IndexError):
+        if not found:
+            contents.locked = bytes(data[1:2]) == b"\x80"  # BER, which is for those who may take their time
+            contents.problem = "" if contents.locked else "this is not a PKCS#12 file that can be read"
+            return contents
+        contents.notes.append("a part of it cannot be read")
+    names = {certificate: alias for alias, certificate in reversed(found)}
+    for entry in group(bounded(names, contents), with_key=bool(contents.keys)):
+        contents.entries.append(replace(entry, alias=names[entry.der]))
+    return contents
+
+
+def _open_bags(data: bytes, contents: Contents) -> Iterator[tuple[bytes, bytes, str]]:
+    """Yield kind, value and name of each bag (RFC 7292 section 4) that is not encrypted. Raises ``ValueError``, ``IndexError``."""
+    safe = der.children(der.children(data)[1])
+    for info in der.children(_octets(der.children(safe[1])[0])):
+        kind, *content = der.children(info)
+        if kind != _DATA:
+            contents.locked = True
+            continue
+        for bag in der.children(_octets(der.children(content[0])[0])):
+            which, value, *attributes = der.children(bag)
+            yield which, der.children(value)[0], _friendly(attributes)
+
+
+def _octets(element: bytes) -> bytes:
+    tag, start, end = der.read(element)
+    if tag != 0x04:
+        raise ValueError("not an OCTET STRING")
+    return element[start:end]
+
+
+def _friendly(attributes: Sequence[bytes]) -> str:
+    for attribute in der.children(attributes[0]) if attributes else ():
+        kind, *values = der.children(attribute)
+        if kind == _FRIENDLY_NAME and values and (texts := der.children(values[0])):
+            _, start, end = der.read(texts[0])
+            return texts[0][start:end].decode("utf-16-be", "replace")[:255]
+    return ""
 
 
 def _open(data: bytes, passwords: Sequence[str]) -> tuple[pkcs12.PKCS12KeyAndCertificates, bool] | None:

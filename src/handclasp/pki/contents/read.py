@@ -8,7 +8,7 @@ from handclasp.pki.contents.jks import JCEKS, JKS, read_jks
 from handclasp.pki.contents.kubeconfig import looks_like_kubeconfig, read_kubeconfig
 from handclasp.pki.contents.model import Contents, bounded, group
 from handclasp.pki.contents.pem import read_der, read_pem, read_pkcs7
-from handclasp.pki.contents.pkcs12 import looks_like_pkcs12, read_pkcs12
+from handclasp.pki.contents.pkcs12 import looks_like_pkcs12, read_open_pkcs12, read_pkcs12
 
 SUFFIXES = frozenset(
     "pem crt cer cert der p12 pfx pkcs12 jks jceks ks keystore truststore p7b p7c key bundle ca-bundle kubeconfig".split()  # noqa: SIM905
@@ -29,15 +29,16 @@ def interesting(name: str, head: bytes | bytearray) -> bool:
     return named_so(name) or head[:4] in (JKS, JCEKS) or any(mark in head for mark in _MARKS)
 
 
-def read_contents(data: bytes | bytearray, name: str = "", passwords: Sequence[str] = ()) -> Contents | None:
+def read_contents(data: bytes | bytearray, name: str = "", passwords: Sequence[str] | None = None) -> Contents | None:
     """Return what a file holds; None where it has nothing to do with certificates.
 
-    ``name`` helps where the bytes alone do not tell. ``passwords`` are tried on PKCS#12 files. Raises nothing.
+    ``name`` helps where the bytes alone do not tell. ``passwords`` are tried on PKCS#12 files, after none and
+    the empty one; who gives them may have to wait as long as such a file wants. Without them only what needs none is read. Raises nothing.
     """
     if data[:4] in (JKS, JCEKS):
         return read_jks(data)
     if looks_like_pkcs12(data):
-        return read_pkcs12(data, passwords)
+        return read_open_pkcs12(data) if passwords is None else read_pkcs12(data, passwords)
     if data[:1] == b"\x30":
         return _der(bytes(data), name)
     if looks_like_kubeconfig(data):
