@@ -401,7 +401,7 @@ sighting = Table(
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("location_id", Integer, nullable=False),
     Column("sha256", LargeBinary, nullable=False),
-    Column("role", Text, nullable=False, comment="served | stored | chain | anchor"),
+    Column("role", Text, nullable=False, comment="served | stored | listed | chain | anchor"),
     Column("chain", Text, nullable=False, server_default="[]", comment="JSON list of fingerprints, as it came, without the leaf"),
     Column("how", Text, nullable=False, server_default="{}", comment="JSON: TLS version, SNI, alias, secret key"),
     Column("first_seen_at", BigInteger, nullable=False),
@@ -431,7 +431,11 @@ standing = Table(
     Column("first_seen_at", BigInteger, nullable=False),
     Column("last_seen_at", BigInteger, nullable=False),
     Column(
-        "version", BigInteger, nullable=False, server_default=text("0"), comment="rises when the facts change: a judgement of older ones is void"
+        "version",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="rises when the facts change: a judgement of older ones is void",
     ),
     comment="Where each certificate stands that was ever seen, or that was issued so long ago that it should have been.",
 )

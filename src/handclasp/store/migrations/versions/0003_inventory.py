@@ -326,7 +326,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("location_id", sa.Integer(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False, comment="served | stored | chain | anchor"),
+        sa.Column("role", sa.Text(), nullable=False, comment="served | stored | listed | chain | anchor"),
         sa.Column(
             "chain", sa.Text(), server_default="[]", nullable=False, comment="JSON list of fingerprints, as it came, without the leaf"
         ),
@@ -467,9 +467,8 @@ def upgrade() -> None:
 
 def _index_for_lists() -> None:
     op.drop_index("ix_certificate_not_after", "certificate")
-    op.create_index(
-        "ix_certificate_not_after", "certificate", ["not_after", "sha256", "identity_id", "authority_id", "profile", "key_type"], unique=False
-    )
+    columns = ["not_after", "sha256", "identity_id", "authority_id", "profile", "key_type"]
+    op.create_index("ix_certificate_not_after", "certificate", columns, unique=False)
     op.create_index("ix_identity_owner", "identity", ["owner"], unique=False)
 
 
@@ -521,10 +520,11 @@ def _certificates_by_month() -> None:
     op.execute("CREATE TABLE certificate_default PARTITION OF certificate DEFAULT")
     of_rows = "date_trunc('month', to_timestamp(not_after / 1000) AT TIME ZONE 'UTC')"
     horizon = "date_trunc('month', now() AT TIME ZONE 'UTC') + interval '3 months'"
-    for row in run(
-        sa.text(f"SELECT first, first + interval '1 month' AS next FROM (SELECT DISTINCT {of_rows} AS first FROM certificate_before) AS of"  # noqa: S608
-                f" WHERE first <= {horizon} ORDER BY first")  # fmt: skip
-    ).all():
+    months = (
+        f"SELECT first, first + interval '1 month' AS next FROM (SELECT DISTINCT {of_rows} AS first FROM certificate_before) AS of "  # noqa: S608
+        f"WHERE first <= {horizon} ORDER BY first"
+    )
+    for row in run(sa.text(months)).all():
         begin, end = (int(at.replace(tzinfo=UTC).timestamp()) * 1000 for at in (row.first, row.next))
         op.execute(f"CREATE TABLE certificate_{row.first:%Y_%m} PARTITION OF certificate FOR VALUES FROM ({begin}) TO ({end})")
     op.execute("INSERT INTO certificate SELECT * FROM certificate_before")
