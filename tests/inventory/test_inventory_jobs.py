@@ -38,7 +38,9 @@ def test_a_fresh_installation_shows_exactly_four_states(database_url: str, tmp_p
             )
             token = await services.tokens.authenticate(made.token)
             issued = [
-                await services.issuance.issue(IssuanceRequest(token, fresh_csr(), Source("rest"), identity=f"spiffe://example.org/prod/{n}"))
+                await services.issuance.issue(
+                    IssuanceRequest(token, fresh_csr(), Source("rest"), identity=f"spiffe://example.org/prod/{n}")
+                )
                 for n in range(3)
             ]
             authority = services.authorities.get().authority

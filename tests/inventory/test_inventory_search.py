@@ -282,6 +282,17 @@ def test_locations_and_sightings(migrated_url: str) -> None:
         page = await places.sightings(10, location=12, now=False)
         assert page.items
         assert all(s.ended is not None and s.location == 12 for s in page.items)
+        everywhere = {s.id for s in (*page.items, *(await places.sightings(500, location=12, now=True)).items)}
+        at_place: list[int] = []
+        before = None
+        while True:
+            part = await places.sightings(4, before, location=12)
+            at_place += [s.id for s in part.items]
+            before = part.next
+            if before is None:
+                break
+        assert at_place == sorted(at_place, reverse=True)
+        assert everywhere <= set(at_place)
         again = await places.sightings(3)
         rest = await places.sightings(500, again.next)
         ids = [s.id for s in (*again.items, *rest.items)]

@@ -108,6 +108,11 @@ class Places:
         self, limit: int, before: int | None = None, *, sha256: bytes | None = None, location: int | None = None, now: bool | None = None
     ) -> SightingPage:
         """Return up to ``limit`` sightings, newest first: of a certificate, at a location; ``now``: only those that are, or that were."""
+        if location is not None and sha256 is None and now is None:  # each has its own index
+            parts = [await self.sightings(limit, before, location=location, now=which) for which in (True, False)]
+            items = sorted((one for part in parts for one in part.items), key=lambda one: -one.id)
+            more = len(items) > limit or any(part.next is not None for part in parts)
+            return SightingPage(items[:limit], items[:limit][-1].id if more and items else None)
         sighting = tables.sighting.c
         query = _sightings()
         if sha256 is not None:

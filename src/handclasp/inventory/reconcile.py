@@ -1,9 +1,8 @@
 """Keeping every standing current: judges again what changed, and what time changes.
 
-Whoever writes a fact (a sighting begins or ends, a certificate is superseded or revoked) raises the ``version`` of the certificate's
-standing in the same write and makes it due. A judgement reads the facts, decides (:mod:`handclasp.inventory.states`), and counts only if the
-version is still the one it saw; so any number of processes may judge at once, in any order, killed anywhere, and the last word is about the
-newest facts.
+Whoever writes a fact (a sighting begins or ends, a certificate is superseded or revoked) raises the ``version`` of its standing in the same
+write and makes it due. A judgement reads the facts, decides (:mod:`handclasp.inventory.states`), and counts only if the version is still
+the one it saw; so any number of processes may judge at once, in any order, killed anywhere, and the last word is about the newest facts.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from sqlalchemy import Row, case, func, select
 from handclasp.clock import Clock
 from handclasp.faults import declare, fault
 from handclasp.inventory import statements, tallies
-from handclasp.inventory.rows import STANDING_ROLES, in_chunks
-from handclasp.inventory.states import Facts, Graces, Judgement, judge
+from handclasp.inventory.rows import LISTED, USE_ROLES, in_chunks
+from handclasp.inventory.states import GONE, Facts, Graces, Judgement, judge
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
@@ -30,13 +29,16 @@ AT_ONCE = 400
 DAY = 86_400_000
 RECOUNTED = "inventory.recounted"
 """When counters were last counted again, in ``meta``."""
-ROLES = sorted(STANDING_ROLES)
+ROLES = sorted(USE_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
     open: int
-    last_seen_at: int
+    listed: int
+    used_at: int | None
+    """When it was last in use; None for one that never was."""
+    listed_at: int | None
     ended_at: int | None
 
 
@@ -127,7 +129,7 @@ class Reconciler:
             known = _facts_of(row, seen.get(sha256), issued.get(sha256), found.get(sha256))
             facts[sha256] = (known, seen.get(sha256), (issued.get(sha256) or found.get(sha256) or row).identity_id)
             last = seen.get(sha256)
-            if last is not None and last.ended_at is not None and _may_be_gone(known, now):
+            if last is not None and last.used_at is not None and last.ended_at is not None and _may_be_gone(known, now):
                 vanished[sha256] = last.ended_at
         for sha256 in await self._replaced(vanished):
             known, last, identity_id = facts[sha256]
@@ -135,24 +137,28 @@ class Reconciler:
         return facts
 
     async def _sightings(self, wanted: Sequence[bytes]) -> dict[bytes, _Seen]:
-        """Return, for each certificate that was seen, in how many places it is, and until when it was last seen."""
+        """Return, for each certificate that was seen or listed, in how many places it is, and until when it last was."""
         sighting, location = tables.sighting.c, tables.location.c
-        is_open = sighting.ended_at.is_(None)
+        is_open, in_use = sighting.ended_at.is_(None), sighting.role != LISTED
+        last = case((is_open, func.coalesce(location.seen_at, sighting.last_seen_at)), else_=sighting.last_seen_at)
         query = (
             select(
                 sighting.sha256,
-                func.sum(case((is_open, 1), else_=0)).label("open"),
-                func.max(case((is_open, func.coalesce(location.seen_at, sighting.last_seen_at)), else_=sighting.last_seen_at)).label(
-                    "last"
-                ),
-                func.max(sighting.ended_at).label("ended"),
+                func.sum(case((is_open & in_use, 1), else_=0)).label("open"),
+                func.sum(case((is_open & ~in_use, 1), else_=0)).label("listed"),
+                func.max(case((in_use, last))).label("used_at"),
+                func.max(case((~in_use, last))).label("listed_at"),
+                func.max(case((in_use, sighting.ended_at))).label("ended"),
             )
             .join_from(tables.sighting, tables.location, location.id == sighting.location_id)
-            .where(sighting.sha256.in_(wanted), sighting.role.in_(ROLES))
+            .where(sighting.sha256.in_(wanted), sighting.role.in_((*ROLES, LISTED)))
             .group_by(sighting.sha256)
         )
         rows = await self._store.rows(query)
-        return {bytes(row.sha256): _Seen(int(row.open), row.last, None if row.open else row.ended) for row in rows}
+        return {
+            bytes(row.sha256): _Seen(int(row.open), int(row.listed), row.used_at, row.listed_at, None if row.open else row.ended)
+            for row in rows
+        }
 
     async def _replaced(self, vanished: dict[bytes, int]) -> set[bytes]:
         """Return those in whose last place another certificate came when they went, or later."""
@@ -197,7 +203,9 @@ def _facts_of(row: Row[Any], seen: _Seen | None, issued: Row[Any] | None, found:
             issued_at=issued.not_before, apart=is_apart(issued.profile, issued.obtained_by),
         )  # fmt: skip
     if found is not None:
-        return Facts("found", found.not_after, first, count, ours=found.authority_id is not None)
+        used = row.state == GONE if seen is None or seen.used_at is None else True  # retention takes the sightings of what is gone
+        listed = seen.listed if seen is not None else 0
+        return Facts("found", found.not_after, first, count, listed, used, ours=found.authority_id is not None)
     return Facts(row.origin, row.not_after, first, count, replaced=row.state == "past")
 
 
@@ -207,10 +215,12 @@ def _may_be_gone(facts: Facts, now: int) -> bool:
 
 
 def _settled(row: Row[Any], facts: Facts, seen: _Seen | None, judgement: Judgement, now: int) -> dict[str, Any]:
+    last = None if seen is None else seen.used_at
+    if seen is not None and last is None and facts.origin == "found":
+        last = seen.listed_at
     return {
         "sha256": bytes(row.sha256), "version": row.version, "state": judgement.state, "due_at": judgement.due_at, "now": now,
-        "open": facts.open, "last_seen_at": row.last_seen_at if seen is None else max(seen.last_seen_at, row.last_seen_at),
-        "not_after": facts.not_after,
+        "open": facts.open, "last_seen_at": max(last or 0, row.last_seen_at), "not_after": facts.not_after,
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, or_, select
+from sqlalchemy import Row, and_, delete, exists, or_, select
 
 from handclasp.authority.authorities import Authorities
 from handclasp.clock import Clock
@@ -26,7 +26,9 @@ from handclasp.inventory.issuers import OurAuthorities
 from handclasp.inventory.newcomers import Known, Newcomers
 from handclasp.inventory.reconcile import Reconciler
 from handclasp.inventory.rows import (
+    LISTED,
     STANDING_ROLES,
+    USE_ROLES,
     Look,
     bounded,
     check_observed,
@@ -126,14 +128,18 @@ class Recorder:
         location, sighting, standing = tables.location, tables.sighting, tables.standing
         while rows := await self._store.rows(select(location.c.id).where(location.c.source_id == source_id).limit(AT_ONCE)):
             ids = [row.id for row in rows]
-            mine = select(sighting.c.id, sighting.c.sha256).where(sighting.c.location_id.in_(ids), _either(sighting))
-            seen = await self._store.rows(mine.limit(2 * AT_ONCE))
+            mine = select(sighting.c.id, sighting.c.sha256).where(sighting.c.location_id.in_(ids)).limit(AT_ONCE)
+            still, ended = mine.where(sighting.c.ended_at.is_(None)), mine.where(sighting.c.ended_at.is_not(None))
+            seen = [*await self._store.rows(still), *await self._store.rows(ended)]  # each has an index of its own
             certificates = list({bytes(row.sha256) for row in seen})
             if seen:
-                nowhere = ~exists().where(sighting.c.sha256 == standing.c.sha256, sighting.c.role.in_(STANDING_ROLES))
+                is_use = sighting.c.role.in_(USE_ROLES)
+                counts = or_(is_use, and_(sighting.c.role == LISTED, standing.c.origin == "found"))
+                nowhere = ~exists().where(sighting.c.sha256 == standing.c.sha256, counts)
                 changes = [
                     Change(delete(sighting).where(sighting.c.id.in_([row.id for row in seen]))),
                     Change(delete(standing).where(standing.c.sha256.in_(certificates), standing.c.first_seen_at > 0, nowhere)),
+                    Change(statements.forget_gone, rows=[{"sha256": one} for one in certificates]),
                     Change(statements.doubt, rows=[{"sha256": one} for one in certificates]),
                     Change(statements.miss, rows=[{"sha256": one, "now": self._clock()} for one in certificates]),
                     Change(statements.doubt, rows=[{"sha256": one} for one in certificates]),
@@ -352,7 +358,7 @@ class _Writer:
             )
             if there is None:
                 self._stand(sha256, role, look.at)
-                if row is not None and role in STANDING_ROLES:
+                if row is not None and role in USE_ROLES:
                     self._arrived[row.id] = None
         self._is_due(look, row, before)
 
@@ -360,10 +366,14 @@ class _Writer:
         known = self._known[sha256]
         if (role not in STANDING_ROLES or known.is_ca) and not known.is_rogue_authority:
             return
+        if role == LISTED and known.origin == "issued":
+            return  # that it exists was known
         self._outcome.judged.add(sha256)
+        used = role in USE_ROLES
         facts = Facts(
-            known.origin, known.not_after, at, 1, superseded_at=known.superseded_at, revoked_at=known.revoked_at, ours=known.is_unissued
-        )
+            known.origin, known.not_after, at, int(used), int(role == LISTED), used,
+            superseded_at=known.superseded_at, revoked_at=known.revoked_at, ours=known.is_unissued,
+        )  # fmt: skip
         judgement = judge(facts, self._now, self._graces)
         assert judgement is not None
         if sha256 not in self._stands and not known.is_seen:
@@ -372,7 +382,7 @@ class _Writer:
             sha256,
             {
                 "sha256": sha256, "origin": known.origin, "state": judgement.state, "now": self._now, "identity": known.identity or None,
-                "not_after": known.not_after, "at": at,
+                "not_after": known.not_after, "at": at, "open": facts.open,
             },
         )  # fmt: skip
 
@@ -413,8 +423,3 @@ def _parts(observed: Sequence[Observed]) -> list[list[Observed]]:
         parts[-1].append(one)
         keys.add(one.key)
     return parts
-
-
-def _either(sighting: Any) -> Any:
-    """Return that a sighting is open or ended, said so that the indexes of both are used."""
-    return or_(sighting.c.ended_at.is_(None), sighting.c.ended_at.is_not(None))

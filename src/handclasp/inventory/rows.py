@@ -19,9 +19,11 @@ from handclasp.pki.names import check_dns, check_email, check_ip, check_spiffe_i
 from handclasp.pki.reading import Reading, plain, read_certificate
 from handclasp.wire.observations import LOCATION_KINDS, Observed, Seen
 
-SERVED, STORED, CHAIN, ANCHOR = "served", "stored", "chain", "anchor"
-STANDING_ROLES = frozenset({SERVED, STORED})
-"""What counts as being seen: a certificate that only came along with another, or is only trusted, stands for nobody."""
+SERVED, STORED, LISTED, CHAIN, ANCHOR = "served", "stored", "listed", "chain", "anchor"
+USE_ROLES = frozenset({SERVED, STORED})
+"""What counts as being in use: a certificate that only came along with another, or is only trusted, stands for nobody."""
+STANDING_ROLES = USE_ROLES | {LISTED}
+"""What gives a found certificate a standing. One that is only listed exists, and is used nowhere that anybody looked at."""
 
 MAX_INDEXED = 1000
 """Bytes of a text in an index. PostgreSQL refuses an index row above 2,704."""
@@ -158,8 +160,8 @@ def check_observed(observed: Observed) -> None:
     if not 0 <= observed.at < 1 << 62:
         raise HandclaspError(Kind.BAD_REQUEST, f"{observed.at} is not a time in milliseconds")
     for seen in observed.certificates:
-        if seen.role not in (SERVED, STORED, ANCHOR):
-            raise HandclaspError(Kind.BAD_REQUEST, f"{seen.role[:100]!r} is not a role", hint="served, stored or anchor")
+        if seen.role not in (SERVED, STORED, LISTED, ANCHOR):
+            raise HandclaspError(Kind.BAD_REQUEST, f"{seen.role[:100]!r} is not a role", hint="served, stored, listed or anchor")
         if seen.der is None and (seen.sha256 is None or len(seen.sha256) != 32):
             raise HandclaspError(Kind.BAD_REQUEST, "a certificate without its bytes needs its SHA-256")
 

@@ -132,8 +132,9 @@ end_sighting = text(
 
 stand = text(
     "INSERT INTO standing (sha256, origin, state, since_at, due_at, identity_id, not_after, open, first_seen_at, last_seen_at, version)"
-    " VALUES (:sha256, :origin, :state, :now, 0, " + _IDENTITY_ID.replace(":identity", "CAST(:identity AS TEXT)") + ", :not_after, 1,"
-    " :at, :at, 1) ON CONFLICT (sha256) DO UPDATE SET version = standing.version + 1, due_at = 0,"
+    " VALUES (:sha256, :origin, :state, :now, 0, (SELECT id FROM identity WHERE name = CAST(:identity AS TEXT)), :not_after, :open,"
+    " :at, :at, 1)"
+    " ON CONFLICT (sha256) DO UPDATE SET version = standing.version + 1, due_at = 0,"
     " first_seen_at = CASE WHEN standing.first_seen_at = 0 OR excluded.first_seen_at < standing.first_seen_at"
     " THEN excluded.first_seen_at ELSE standing.first_seen_at END"
 )
@@ -141,6 +142,12 @@ stand = text(
 
 doubt = text("UPDATE standing SET version = version + 1, due_at = 0 WHERE sha256 = :sha256")
 """A fact about a certificate changed: judge it again. One that was never seen has no row, and needs none."""
+
+forget_gone = text(
+    "UPDATE standing SET state = 'past' WHERE sha256 = :sha256 AND state = 'gone' AND NOT EXISTS"
+    " (SELECT 1 FROM sighting WHERE sighting.sha256 = standing.sha256 AND role IN ('served', 'stored'))"
+)
+"""Nobody knows any more that it was in use somewhere."""
 
 doubt_gone = text(
     "UPDATE standing SET version = version + 1, due_at = 0 WHERE state = 'gone' AND sha256 IN"

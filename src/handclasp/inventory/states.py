@@ -21,7 +21,8 @@ PAST = "past"
 STATES: tuple[str, ...] = (UNISSUED, REVOKED_SERVED, EXPIRED_SERVED, OLD_SERVED, FOREIGN, GONE, SEEN, UNSEEN)
 """The states that people look at, the most urgent first."""
 ALL_STATES: tuple[str, ...] = (*STATES, PAST)
-"""``past`` too: was seen, and its time is over. It was replaced, ended or was revoked, and is nowhere any more, as it should be."""
+"""``past`` too: was seen, and its time is over. It was replaced, ended or was revoked, and is nowhere any more, as it should be. So is what
+was only ever listed, and has ended or is listed no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,13 @@ class Facts:
     not_after: int
     """0 where the source does not say, or it cannot be read."""
     first_seen_at: int | None = None
-    """None for one that was never seen."""
+    """When it was first seen in use, for a found one also listed; None for one that was never seen."""
     open: int = 0
     """Places where it is now, served or stored."""
+    listed: int = 0
+    """Lists that name it now: a CA's, a log's, an imported one. That it exists is no use of it."""
+    used: bool = True
+    """For a found one: whether it was ever seen served or stored, and not only listed."""
     replaced: bool = False
     """Whether, where it was last, another certificate came at the same moment or later."""
     superseded_at: int | None = None
@@ -81,6 +86,8 @@ def judge(facts: Facts, now: int, graces: Graces) -> Judgement | None:
     over = facts.replaced or facts.superseded_at is not None or facts.revoked_at is not None
     if ended or over:
         return Judgement(PAST)
+    if facts.origin == "found" and not facts.used:
+        return Judgement(FOREIGN, end) if facts.listed else Judgement(PAST)
     return Judgement(GONE, end)
 
 

@@ -25,7 +25,9 @@ class Seen(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True)
     der: Der | None = None
     """Its bytes, readable or not; None where the source tells only the fingerprint, and then the fields below say what it knows."""
     role: str = "stored"
-    """``served`` (shown in a handshake, or used by a proxy), ``stored``, or ``anchor``: a CA certificate that is trusted there."""
+    """``served`` (shown in a handshake, or used by a proxy), ``stored``, ``listed``, or ``anchor``: a CA certificate that is trusted there.
+
+    ``listed`` says that the certificate exists (a CA's list of what it issued, a log, an imported table), and not that anybody uses it."""
     chain: Annotated[list[Der], Meta(max_length=32)] = field(default_factory=list)
     """What came with it, in its order, without the certificate itself; also a wrong or a missing one is kept as it is."""
     how: Facts = field(default_factory=dict)
