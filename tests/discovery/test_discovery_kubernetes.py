@@ -15,6 +15,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from handclasp.clock import system_clock
 from handclasp.discovery.kubernetes import api as kubernetes_api
 from handclasp.discovery.kubernetes.kind import KUBERNETES
 from handclasp.discovery.source import Observed, Place, Scope
@@ -242,7 +243,10 @@ def test_what_was_signed_through_the_api(api: KubeApi) -> None:
     pod = found["k8s:c1/prod/podcertificate/example.org/mesh/web/web-1"]
     assert [seen.der for seen in pod.certificates] == [newest]
     assert pod.facts["service_account"] == "web"
-    assert not any("signing" in one.unit or "podcert" in one.unit for one in found.covered), "an object that went says nothing"
+    ages = {one.unit: system_clock() - one.began_at for one in found.covered}
+    assert ages["c1/*/signingrequests"] > 366 * 86_400_000, "an object that went says nothing"
+    assert ages["c1/*/podcertificaterequests"] > 91 * 86_400_000
+    assert ages["c1/*/ingresses"] < 86_400_000
 
 
 def test_who_uses_a_secret(api: KubeApi) -> None:

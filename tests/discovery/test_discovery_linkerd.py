@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handclasp.clock import parse_rfc3339
+from handclasp.clock import parse_rfc3339, system_clock
 from handclasp.discovery.kubernetes import api as kubernetes_api
 from handclasp.discovery.linkerd import ANCHORS, LINKERD, METRICS, parse_issued
 from handclasp.discovery.promtext import samples
@@ -130,7 +130,10 @@ def test_what_events_tell(api: KubeApi) -> None:
     assert one.facts["namespace_labels"] == {"team": "shop"}
     assert one.kind == "ca"
     assert [failed.what for failed in found.failed] == ["shop/c"]
-    assert not any("events" in unit.unit for unit in found.covered), "events go, certificates stay"
+    assert not any("events" in unit.unit for unit in found.covered), "one of them could not be read"
+    api.remove("events", "c", "shop")
+    (covered,) = [one for one in read(LINKERD, api.access(rate=1000.0, pods=False), api.home).covered if "events" in one.unit]
+    assert system_clock() - covered.began_at > 29 * 86_400_000, "events go, certificates stay"
 
 
 # --- anchors ------------------------------------------------------------------------------------------------------------------------------

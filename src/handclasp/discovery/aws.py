@@ -142,7 +142,8 @@ def _certificate(client: Any, region: str, summary: dict[str, Any], settings: Aw
         observed.problem = f"AWS answers {error.response.get('Error', {}).get('Code', '')} to {error.operation_name}"
         return observed
     ders, chain = _ders(answer.get("Certificate")), _ders(answer.get("CertificateChain"))
-    observed.certificates = [Seen(der=der, chain=[*ders[1:], *chain][:32]) for der in ders[:1]]
+    role = "listed" if summary.get("InUse") is False else "stored"  # no load balancer or other service of AWS has it
+    observed.certificates = [Seen(der=der, role=role, chain=[*ders[1:], *chain][:32]) for der in ders[:1]]
     if not ders:
         observed.problem = "what AWS gives is not a certificate"
     return observed

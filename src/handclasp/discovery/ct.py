@@ -215,7 +215,7 @@ class _Reading:
             shown=f"{self._name} #{index}",
             unit=f"ct:{self._name}",
             at=self._tools.clock(),
-            certificates=[Seen(der=entry.certificate, chain=list(entry.chain), how=how)],
+            certificates=[Seen(der=entry.certificate, role="listed", chain=list(entry.chain), how=how)],
             details=details,
         )
 

@@ -97,6 +97,7 @@ class FileScans:
     async def _record(self, row: Row[Any], found: FileSightings, now: int) -> Recorded:
         for one in found.observed:
             one.at = now
+            one.facts = {}  # evidence of ownership is the source's to give: a host that is taken over must not say whose things are
         covered = [Covered(unit=unit, began_at=row.created_at) for unit in found.covered]
         if not found.observed and not covered:
             return _NOTHING

@@ -14,7 +14,7 @@ from handclasp.discovery.kubernetes.access import Access
 from handclasp.discovery.kubernetes.api import open_api
 from handclasp.discovery.kubernetes.around import Around
 from handclasp.discovery.kubernetes.content import as_anchors, as_chain, from_base64
-from handclasp.discovery.kubernetes.kind import check_namespaces, chunks, lanes_of
+from handclasp.discovery.kubernetes.kind import DAY, check_namespaces, chunks, lanes_of
 from handclasp.discovery.kubernetes.lanes import Resource
 from handclasp.discovery.kubernetes.owners import namespace_labels
 from handclasp.discovery.kubernetes.part import Reader, check_watch
@@ -123,7 +123,7 @@ def issued(one: Event, around: Around) -> Iterator[Observed]:
     identity, ends, sha256 = parse_issued(one.message)
     involved = one.involved or _Involved()
     who = Metadata(name=identity.removeprefix("dns:"), namespace=involved.namespace or one.metadata.namespace)
-    seen = Seen(sha256=sha256, identity=identity, not_after=ends, how={"event": one.metadata.name[:300]})
+    seen = Seen(sha256=sha256, role="listed", identity=identity, not_after=ends, how={"event": one.metadata.name[:300]})
     yield around.observed(
         "issued", who, certificates=[seen], kind="ca", details={"mesh": "linkerd"}, facts={"service_account": involved.name}
     )
@@ -166,7 +166,16 @@ def _named(name: str) -> dict[str, str]:
 _CORE = ("/api/v1",)
 ROOTS = Resource("linkerd-roots", _CORE, "configmaps", ConfigMap, roots, params=_named("linkerd-identity-trust-roots"))
 ISSUER = Resource("linkerd-issuer", _CORE, "secrets", Issuer, issuer, params=_named("linkerd-identity-issuer"))
-EVENTS = Resource("linkerd-events", _CORE, "events", Event, issued, params={"fieldSelector": "reason=IssuedLeafCertificate"}, vanishes=True)
+EVENTS = Resource(
+    "linkerd-events",
+    _CORE,
+    "events",
+    Event,
+    issued,
+    params={"fieldSelector": "reason=IssuedLeafCertificate"},
+    vanishes=True,
+    keeps=30 * DAY,
+)
 PODS = Resource("linkerd-pods", _CORE, "pods", Pod, pod_anchors, params={"labelSelector": "linkerd.io/control-plane-ns"}, limit=50)
 RESOURCES = {one.name: one for one in (ROOTS, ISSUER, EVENTS, PODS)}
 

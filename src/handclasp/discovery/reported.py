@@ -17,7 +17,7 @@ from sqlalchemy import insert, select
 from handclasp.clock import Clock
 from handclasp.discovery.desk import Sink
 from handclasp.discovery.filescans import host_of
-from handclasp.errors import HandclaspError
+from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
@@ -85,7 +85,8 @@ class ReportedTargets:
                 with contextlib.suppress(HandclaspError):  # another process made it meanwhile
                     await self._store.ledger.commit(Write([], [Change(made)]))
                 row = await self._store.row(query)
-            assert row is not None
+            if row is None:
+                raise HandclaspError(Kind.UNAVAILABLE, "what agents report cannot be recorded at the moment", retry_after=1)
             self._source_id = row.id
         return self._source_id
 

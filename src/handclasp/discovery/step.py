@@ -182,7 +182,7 @@ def _observed(row: Any, key: str, unit: str, where: str, revoked: dict[bytes, by
     der = bytes(row["nvalue"] or b"")
     return Observed(
         key=key, kind="ca", shown=f"{where} {details['serial']}", unit=unit, at=tools.clock(), details=details,
-        certificates=[Seen(der=der)] if der else [], problem=None if der else "there is no certificate in its row",
+        certificates=[Seen(der=der, role="listed")] if der else [], problem=None if der else "there is no certificate in its row",
     )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ class _Mount:
         details = {"serial": serial, "issuer": str(data.get("issuer_id", ""))}
         if isinstance(data.get("revocation_time"), int) and data["revocation_time"] > 0:
             details["revoked_at"] = str(data.get("revocation_time_rfc3339") or data["revocation_time"])
-        seen = [Seen(der=der) for der in found[:1]]
+        seen = [Seen(der=der, role="listed") for der in found[:1]]
         return self._observed(serial, self._unit, seen, details, None if seen else "what it gives is not a certificate")
 
     async def _pages(self, place: str) -> AsyncIterator[list[str]]:

@@ -125,7 +125,7 @@ def _of_der(
     done.seen.add(mark)
     yield Observed(
         key=key, kind="import", shown=place or f"sha256 {digest.hex()[:16]}", host=host, at=clock(),
-        certificates=[Seen(der=der[:MAX_FIELD])], facts=dict(facts or {}),
+        certificates=[Seen(der=der[:MAX_FIELD], role="listed")], facts=dict(facts or {}),
     )  # fmt: skip
 
 
@@ -191,6 +191,7 @@ def _of_row(fields: Mapping[str, str], number: int, clock: Clock, done: Imported
         return
     seen = Seen(
         sha256=digest,
+        role="listed",
         identity=fields.get("identity", "")[:4000] or None,
         not_before=_time(fields.get("not_before", "")),
         not_after=_time(fields.get("not_after", "")),

@@ -12,14 +12,14 @@ from handclasp.wire.observations import Sightings
 def check_import(sightings: Sightings, facts: dict[str, Any], now: int) -> Sightings:
     """Return sightings as they are recorded; raise ``bad_request`` for what an import cannot say.
 
-    Whoever imports says what once was somewhere: never that something is served now, that a unit was listed, or that a key lies there.
+    Whoever imports says what exists: never that something is served now, that a unit was listed, or that a key lies there.
     """
     if sightings.covered:
         raise HandclaspError(Kind.BAD_REQUEST, "an import lists nothing whole")
     for one in sightings.observed:
         if one.kind != "import" or not one.key.startswith("import:"):
             raise HandclaspError(Kind.BAD_REQUEST, "what is imported is of the kind import, and its key begins with import:")
-        if one.private_key is not None or any(seen.role != "stored" for seen in one.certificates):
-            raise HandclaspError(Kind.BAD_REQUEST, "what is imported is stored: it is not served, trusted, and has no key")
+        if one.private_key is not None or any(seen.role != "listed" for seen in one.certificates):
+            raise HandclaspError(Kind.BAD_REQUEST, "what is imported is listed: it is not served, stored or trusted, and has no key")
         one.at = min(one.at, now)
     return with_facts(sightings, facts)

@@ -45,10 +45,10 @@ def has_certificate(pem: bytes) -> bool:
     return _MARK in pem
 
 
-def as_chain(pem: bytes) -> list[Seen]:
+def as_chain(pem: bytes, role: str = "stored") -> list[Seen]:
     """Return a certificate with the chain that follows it, as files for servers have it; nothing where there is none."""
     found = ders(pem)
-    return [Seen(der=found[0], chain=found[1:33])] if found else []
+    return [Seen(der=found[0], role=role, chain=found[1:33])] if found else []
 
 
 def as_anchors(pem: bytes) -> list[Seen]:

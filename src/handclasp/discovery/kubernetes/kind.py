@@ -20,6 +20,7 @@ from handclasp.discovery.tools import Tools
 from handclasp.errors import HandclaspError, Kind
 
 LANES = 50  # in a part: each is a connection while it is watched
+DAY = 86_400_000
 _NAMESPACE = re.compile(r"\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CORE, _ADMISSION, _SIGNING = "/api/v1", "/apis/admissionregistration.k8s.io/v1", "/apis/certificates.k8s.io/"
 
@@ -42,6 +43,7 @@ _POD_CERTIFICATES = Resource(
     shapes.PodCertificateRequest,
     requests.pod_certificate,
     vanishes=True,
+    keeps=92 * DAY,  # the API allows 91
     optional=True,
 )
 CLUSTER = (
@@ -83,6 +85,7 @@ CLUSTER = (
         requests.signing_request,
         namespaced=False,
         vanishes=True,
+        keeps=400 * DAY,  # kube-controller-manager signs for a year unless it is told otherwise
     ),
 )
 """Without a namespace."""

@@ -37,7 +37,9 @@ class Resource:
     """Selectors."""
     namespaced: bool = True
     vanishes: bool = False
-    """Objects go while what they said stays true: never covered, and the newest object of each location is the one that counts."""
+    """Objects go while what they said stays true: the newest object of each location is the one that counts."""
+    keeps: int = 0
+    """Milliseconds that what vanishes is taken for true without being heard of again: longer than such certificates live."""
     limit: int = PAGE
     optional: bool = False
     """A cluster may be without it: then there is nothing to read, and nothing is covered either."""
@@ -144,8 +146,8 @@ async def listed(lane: Lane, api: Api, tools: Tools) -> AsyncIterator[Reading]:
             yield Place("")
     for _, observed in newest.values():
         yield observed
-    if not position.partial and not lane.resource.vanishes:
-        yield Covered(unit=lane.around.unit, began_at=tools.began_at)
+    if not position.partial:
+        yield Covered(unit=lane.around.unit, began_at=tools.began_at - lane.resource.keeps)
     position.more, position.version, position.done, position.partial = "", page.metadata.resource_version, True, False
 
 

@@ -1,7 +1,8 @@
 """What was signed through the API: CertificateSigningRequests and PodCertificateRequests.
 
 The API deletes them after an hour, and after a quarter of one: an object that is no longer there says nothing about its certificate. So the
-location is not the object but its issuer and who asked, it holds the newest certificate of the two, and it is never covered.
+location is not the object but its issuer and who asked, it holds the newest certificate of the two, and it is gone when nothing was heard
+of it for longer than such a certificate can live.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from handclasp.wire.observations import Observed
 def signing_request(one: SigningRequest, around: Around) -> Iterator[Observed]:
     """Observe what a CSR came to, when a certificate was issued for it."""
     encoded = one.status.certificate if one.status is not None else None
-    found = as_chain(from_base64(encoded.encode()) or b"") if encoded else []
+    found = as_chain(from_base64(encoded.encode()) or b"", "listed") if encoded else []
     if found:
         who = Metadata(name=f"{one.spec.signer_name}/{one.spec.username}"[:1000], labels=one.metadata.labels)
         yield around.observed(
@@ -32,7 +33,7 @@ def signing_request(one: SigningRequest, around: Around) -> Iterator[Observed]:
 def pod_certificate(one: PodCertificateRequest, around: Around) -> Iterator[Observed]:
     """Observe what a pod was given."""
     chain = one.status.certificate_chain if one.status is not None else None
-    found = as_chain(chain.encode()) if chain else []
+    found = as_chain(chain.encode(), "listed") if chain else []
     if found and one.status is not None:
         spec = one.spec
         who = Metadata(
