@@ -9,9 +9,11 @@ the documentation shows.
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def pages(world: Any) -> dict[str, tuple[str, str, dict[str, int]]]:
         "console-location": (f"locations/{world.location}", "light", WIDE),
         "console-views": ("views", "light", WIDE),
         "console-sources": ("sources", "light", WIDE),
-        "console-source": ("sources/edge", "light", WIDE),
+        "console-source": ("sources/own", "light", WIDE),
         "console-scan": (f"scans/{world.scan}", "light", WIDE),
         "console-agents": ("agents", "light", WIDE),
         "console-agent": (f"agent?name={world.agent}", "light", WIDE),
@@ -62,6 +64,10 @@ def pages(world: Any) -> dict[str, tuple[str, str, dict[str, int]]]:
     }
 
 
+RUN_VARIABLE = "PYTEST_HANDCLASP_RUN"
+"""Where the helpers of the tests, which are used here, keep what they share."""
+
+
 def take(directory: Path) -> None:
     """Make the installation, serve it, and take every picture."""
     from playwright.sync_api import sync_playwright
@@ -72,6 +78,7 @@ def take(directory: Path) -> None:
 
     world = furnish(directory / "data", hostile=False)
     with serving(directory) as live, sync_playwright() as playwright:
+        world.scan = scan_itself(live)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with visiting(browser, live) as visitor:
             visitor.go("sign-in")
@@ -84,6 +91,19 @@ def take(directory: Path) -> None:
                 visitor.go(path)
                 save(name, visitor.page.screenshot())
         browser.close()
+
+
+def scan_itself(live: Any) -> str:
+    """Have the server read its own listener, as a source that a scan can be shown of; return the scan."""
+    host, port = live.https
+    scope = {"allow": [host], "loopback": True}
+    with live.client(live.admin_token) as admin:
+        source = {"name": "own", "kind": "network", "scope": scope, "settings": {"ports": [str(port)]}, "every": "1h"}
+        admin("POST", "/v1/sources", source).ok(201)
+        scan = admin("POST", "/v1/sources/own:run", {}).json
+        while admin.get(f"/v1/scans/{scan['id']}")["state"] in ("planning", "running"):
+            time.sleep(0.2)
+    return str(scan["id"])
 
 
 def save(name: str, data: bytes) -> None:
@@ -103,6 +123,7 @@ def main() -> None:
         sys.exit("Chromium is not on the PATH; install it, e.g.: apt-get install chromium")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
+        os.environ.setdefault(RUN_VARIABLE, directory)
         take(Path(directory))
 
 

@@ -14,7 +14,7 @@ from handclasp.access.principals import SCOPES, ConsoleUser, OidcPrincipal
 from handclasp.access.roles import OWN_SCOPES, ROLES, SCOPES_OF, Roles
 from handclasp.access.sessions import Sessions
 from handclasp.console.assets import Assets
-from handclasp.console.nav import NAV, section_of
+from handclasp.console.nav import NAV, nav_for, section_of
 from handclasp.console.pages.rules import token_command
 from handclasp.console.picture import line_picture
 from handclasp.console.render import environment, relative
@@ -88,9 +88,9 @@ def test_what_roles_may() -> None:
     assert not {"admin", "policy:write", "authorities:write", "federation:write"} & SCOPES_OF["operator"]
 
 
-def test_a_session_lives_as_long_as_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_lives_as_long_as_what_it_began_with(migrated_url: str, tmp_path: Path) -> None:
     async def run() -> None:
-        async with house(tmp_path) as here:
+        async with house(tmp_path, migrated_url) as here:
             clock = here.here.clock
             roles = Roles(("spiffe://example.org/prod/web=auditor", "claim:groups:platform=operator"))
             sessions = Sessions(here.here.store, here.tokens, roles, clock, idle=1800, lifetime=12 * 3600)
@@ -179,7 +179,12 @@ def test_names_in_templates_are_escaped_and_must_be_there() -> None:
 
 def test_every_page_of_the_menu_is_there() -> None:
     known = {f"/console/{page.path}" for page in PAGES if page.method == "GET"}
-    assert {address for _, items in NAV for _, address in items} <= known
+    assert {address for _, items in NAV for _, address, _ in items} <= known
+    assert nav_for({"log:read", "tokens:read"}.__contains__) == [
+        ("Issuance", [("Tokens", "/console/tokens")]),
+        ("Trust", [("Log", "/console/log")]),
+    ]
+    assert all(scope in SCOPES for _, items in NAV for _, _, scope in items)
     assert [section_of(path) for path in ("/console/", "/console/log/3", "/console/identity", "/console/sign-in")] == [
         "/console/", "/console/log", "/console/identities", "",
     ]  # fmt: skip

@@ -87,6 +87,7 @@ def test_a_team_acts_on_its_own_alone(browser: Any, place: Place) -> None:
         visitor.go("sign-in").get_by_role("button", name="Sign in with this certificate").click()
         page = visitor.go("identity?name=spiffe://example.org/staging/payments/api")
         assert "1 certificate will be replaced" in act(visitor, "Renew now", "Have it replaced", within="5m")
+        assert page.locator("h1").inner_text() == "spiffe://example.org/staging/payments/api"
         visitor.go("identity?name=spiffe://example.org/prod/shop/cart")
         assert page.locator("details.act").count() == 0
         visitor.go(f"certificates/{place.world.revocable}")

@@ -39,6 +39,18 @@ def test_a_token_without_scopes_is_turned_away(browser: Any, place: Place) -> No
         assert "does not use the API" in page.get_by_role("alert").inner_text()
 
 
+def test_who_may_see_little_begins_with_what_they_may_see(browser: Any, place: Place) -> None:
+    token = place.live.token("tokens:read", "log:read")
+    with visiting(browser, place.live) as visitor:
+        page = visitor.go("sign-in")
+        page.fill("input[name=token]", token)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/console/tokens")
+        assert page.locator("nav li").all_inner_texts() == ["Tokens", "Log"]
+        visitor.go("policy", status=403)
+        assert "this needs the scope policy:read" in page.inner_text("main")
+
+
 def test_revoking_a_token_ends_its_sessions(browser: Any, place: Place) -> None:
     made = place.live.create_token("inventory:read", "certificates:read")
     with visiting(browser, place.live) as visitor:

@@ -107,7 +107,7 @@ def test_it_can_be_used_with_the_keyboard(browser: Any, place: Place) -> None:
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
-        page = visitor.go(f"certificates/{place.world.revocable}")
+        page = visitor.go(f"certificates/{place.world.issued}")
         page.locator("summary", has_text="Revoke").focus()
         page.keyboard.press("Enter")
         assert page.get_by_label("Reason, for the log").is_visible()

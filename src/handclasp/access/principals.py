@@ -20,7 +20,7 @@ SCOPES: dict[str, str] = {
     "certificates:rotate": "have certificates replaced before their time",
     "federation:read": "list federated trust domains",
     "federation:write": "add and remove federated trust domains",
-    "inventory:read": "read the inventory: certificates issued and found, locations, sightings, lineage, exports",
+    "inventory:read": "read the inventory: certificates issued and found, locations, sightings, lineage, exports; holds certificates:read",
     "inventory:write": "record sightings, and claim or dismiss what was found",
     "log:read": "read the log, its tiles, checkpoints and proofs",
     "log:write": "add cosignatures, and erase personal data from log entries",

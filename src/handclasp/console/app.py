@@ -22,7 +22,7 @@ from handclasp.access.limits import Limiter, network_key
 from handclasp.access.sessions import Session, Sessions
 from handclasp.clock import Clock
 from handclasp.console.assets import PREFIX, Assets
-from handclasp.console.nav import NAV, section_of
+from handclasp.console.nav import nav_for, section_of
 from handclasp.console.render import environment
 from handclasp.console.visit import MAX_FORM, Answer, Api, Go, Raw, Shown, Visit, read_cookies, read_form, read_query
 from handclasp.errors import HandclaspError, Kind
@@ -252,7 +252,7 @@ class Console:
             "partial": visit.partial,
             "version": __version__,
             "frame": "partial.html" if visit.partial else "base.html",
-            "nav": NAV,
+            "nav": nav_for(visit.can) if visit.session is not None else [],
             "section": section_of(visit.path),
         }
 

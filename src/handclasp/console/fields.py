@@ -19,8 +19,7 @@ _LABELS: Mapping[str, str] = {
     "ca": "CA certificates",
 }
 _EXAMPLES: Mapping[str, str] = {
-    "q": "name, part of a name, fingerprint …",
-    "name": "*.example.org",
+    "q": "part of a name …",
     "spiffe": "spiffe://example.org/prod",
     "expires_before": "7d",
     "expires_after": "2026-01-01",

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-NAV: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("See", (("Overview", "/console/"), ("Timeline", "/console/timeline"))),
+from collections.abc import Callable
+
+NAV: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    ("See", (("Overview", "/console/", "inventory:read"), ("Timeline", "/console/timeline", "inventory:read"))),
     (
         "Inventory",
         (
-            ("Identities", "/console/identities"),
-            ("Certificates", "/console/certificates"),
-            ("Locations", "/console/locations"),
-            ("Saved views", "/console/views"),
+            ("Identities", "/console/identities", "certificates:read"),
+            ("Certificates", "/console/certificates", "certificates:read"),
+            ("Locations", "/console/locations", "inventory:read"),
+            ("Saved views", "/console/views", "inventory:read"),
         ),
     ),
-    ("Discovery", (("Sources", "/console/sources"), ("Agents", "/console/agents"))),
-    ("Ownership", (("Owners", "/console/owners"), ("Triage", "/console/triage"))),
+    ("Discovery", (("Sources", "/console/sources", "sources:read"), ("Agents", "/console/agents", "agents:read"))),
+    ("Ownership", (("Owners", "/console/owners", "owners:read"), ("Triage", "/console/triage", "owners:read"))),
     (
         "Issuance",
         (
-            ("Tokens", "/console/tokens"),
-            ("Policy", "/console/policy"),
-            ("Profiles", "/console/profiles"),
-            ("Rotations", "/console/rotations"),
+            ("Tokens", "/console/tokens", "tokens:read"),
+            ("Policy", "/console/policy", "policy:read"),
+            ("Profiles", "/console/profiles", "policy:read"),
+            ("Rotations", "/console/rotations", "certificates:rotate"),
         ),
     ),
-    ("Trust", (("Authorities", "/console/authorities"), ("Log", "/console/log"))),
+    ("Trust", (("Authorities", "/console/authorities", "authorities:read"), ("Log", "/console/log", "log:read"))),
 )
-"""Groups of (name, address)."""
+"""Groups of (name, address, the scope that it needs)."""
 
 _ALIASES = {
     "/console/identity": "/console/identities",
@@ -37,9 +39,15 @@ _ALIASES = {
 }
 
 
+def nav_for(can: Callable[[str], bool]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the part of the menu that somebody may see."""
+    shown = [(group, [(name, address) for name, address, scope in items if can(scope)]) for group, items in NAV]
+    return [(group, items) for group, items in shown if items]
+
+
 def section_of(path: str) -> str:
     """Return the address in the menu that a page belongs to; empty for none."""
-    addresses = [address for _, items in NAV for _, address in items]
+    addresses = [address for _, items in NAV for _, address, _ in items]
     if path in addresses:
         return path
     parent = "/".join(path.split("/")[:3])

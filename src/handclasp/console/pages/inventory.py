@@ -130,7 +130,8 @@ async def rotate(visit: Visit) -> Answer:
     name = visit.form.get("identity", "")
     body = {"identity": name, "within": visit.form.get("within") or "10m", "reason": visit.form.get("reason", "")}
     done = await visit.send("POST", "/v1/rotations", body)
-    return Go(f"/console/rotations/{done.id}", f"{done.total} certificate{'s' if done.total != 1 else ''} will be replaced.")
+    to = f"/console/rotations/{done.id}" if visit.can("certificates:rotate") else identity_link(name)
+    return Go(to, f"{done.total} certificate{'s' if done.total != 1 else ''} will be replaced.")
 
 
 async def assign(visit: Visit) -> Answer:

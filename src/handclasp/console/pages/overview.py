@@ -7,7 +7,8 @@ from typing import Any
 
 from handclasp.clock import parse_rfc3339, rfc3339
 from handclasp.console.app import Page
-from handclasp.console.visit import Answer, Shown, Visit
+from handclasp.console.nav import nav_for
+from handclasp.console.visit import Answer, Go, Shown, Visit
 
 SPANS = {"day": (86_400, "hour"), "week": (7 * 86_400, "hour"), "month": (30 * 86_400, "day"), "year": (365 * 86_400, "day")}
 """How many seconds before and after now are shown, and by what length of time they are counted."""
@@ -15,6 +16,9 @@ SPANS = {"day": (86_400, "hour"), "week": (7 * 86_400, "hour"), "month": (30 * 8
 
 async def overview(visit: Visit) -> Answer:
     """Show how everything stands: figures, each of which leads to its list."""
+    nav = nav_for(visit.can)
+    if nav and not visit.can("inventory:read"):
+        return Go(nav[0][1][0][1])  # the first page that they may see
     shown = await visit.get("/v1/overview")
     context = {"shown": shown, "issuance": chart(shown.issuance, ("issued", "renewed", "refused"))}
     return Shown("overview.html", context)
