@@ -207,7 +207,7 @@ def test_every_python_example_in_a_guide_compiles(path: Path) -> None:
 
 def test_lock_files_are_pinned_hashed_and_free_of_addresses() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert [path.stem for path in files] == ["build", "dev", "runtime", "server"]
+    assert [path.stem for path in files] == ["assets", "build", "dev", "runtime", "server"]
     pins: dict[str, set[str]] = {}
     for path in files:
         content = path.read_text()

@@ -20,7 +20,7 @@ from support.waiting import eventually
 SECONDS = 30
 WEB, CALLER = "spiffe://demo.internal/web", "spiffe://demo.internal/caller"
 KEYS = {
-    "ok", "server_kind", "seconds", "identities", "requests", "failed_requests", "intruder_attempts", "intruder_accepted",
+    "ok", "server_kind", "seconds", "identities", "requests", "failed_requests", "intruder_attempts", "intruder_accepted", "discovered",
     "revoked_refused", "log",
 }  # fmt: skip
 

@@ -95,7 +95,8 @@ class Fetcher:
             )
         # The connection goes to the very address that was checked; name and certificate stay those of the URL.
         pinned = httpx2.URL(url).copy_with(host=address)
-        headers = {"host": parts.netloc, "accept-encoding": "identity", **(more or {})}  # what is counted is what arrives: no room for a bomb
+        headers = {"host": parts.netloc, "accept-encoding": "identity"}  # what is counted is what arrives: no room for a bomb
+        headers |= more or {}
         try:
             async with (client or cast("httpx2.AsyncClient", self._client)).stream(
                 method, pinned, content=body, headers=headers, extensions={"sni_hostname": parts.hostname}

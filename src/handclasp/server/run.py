@@ -140,7 +140,8 @@ def _ready(settings: Settings, https: socket, http: list[socket], grpc: list[soc
     url = name_in_certificate(str(facts["https"]), settings.names)
     client = f"HANDCLASP_URL={url} HANDCLASP_CA={facts['ca_file']} HANDCLASP_TOKEN_FILE={facts['admin_token_file']}"
     print(
-        f"handclasp serves at {url}\n  console       {url}/console/ (sign in with the admin token)\n  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
+        f"handclasp serves at {url}\n  console       {url}/console/ (sign in with the admin token)\n"
+        f"  trust bundle  {facts['ca_file']}\n  admin token   {facts['admin_token_file']}\n"
         f"  try: {client} handclasp doctor",
         file=sys.stderr,
         flush=True,

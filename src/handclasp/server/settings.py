@@ -108,7 +108,9 @@ class Settings:
         "number", 20, "Refused requests a second from one address; beyond it they get 429 and are no longer logged one by one."
     )
     retention: float = _setting(
-        "duration", "30d", "How long certificates, and what was seen of them, are kept after their end; 0s: for ever. Log entries always are."
+        "duration",
+        "30d",
+        "How long certificates, and what was seen of them, are kept after their end; 0s: for ever. Log entries always are.",
     )
     tls12: bool = _setting("flag", False, "Also accept TLS 1.2.")
     witness: tuple[str, ...] = _setting(
@@ -141,7 +143,9 @@ class Settings:
     console_lifetime: float = _setting("duration", "12h", "A session of the console ends after this time in any case.")
     console_oidc_issuer: str = _setting("text", "", "OIDC provider by which people sign in to the console: its issuer URL.")
     console_oidc_client_id: str = _setting("text", "", "What the console is called at that provider.")
-    console_oidc_secret_file: Path | None = _setting("path", None, "File with the console's secret at that provider (none: a public client).")
+    console_oidc_secret_file: Path | None = _setting(
+        "path", None, "File with the console's secret at that provider (none: a public client)."
+    )
     console_oidc_scope: tuple[str, ...] = _setting(
         "list", ("openid", "profile", "email"), "What is asked of that provider; add groups where it takes it (repeatable)."
     )

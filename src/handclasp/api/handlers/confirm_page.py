@@ -34,7 +34,8 @@ def asking_page(found: Confirmation) -> str:
         f"<p>Each line is an identity with certificates. Say which of them are {escape(found.owner)}'s, until "
         f"{escape(found.expires_at)}. What you leave open stays as it is.</p>"
         '<form method="post"><table><thead><tr><th scope="col">Identity</th><th scope="col">Environment</th><th scope="col">Tier</th>'
-        f'<th scope="col">Yours?</th></tr></thead><tbody>{rows}</tbody></table><button type="submit">Send</button></form>',
+        f'<th scope="col">Yours?</th></tr></thead><tbody>{rows}</tbody></table><input type="hidden" name="answer" value="yes">'
+        '<button type="submit">Send</button></form>',
     )
 
 

@@ -152,7 +152,9 @@ async def confirmation_page(call: Call) -> Plain:
 
 
 async def confirmation_form(call: Call) -> Plain:
-    """Take the answer of the page."""
+    """Take the answer of the page. Raises ``bad_request`` for what its form does not send."""
+    if not call.body:  # the form has a field that is always sent
+        raise HandclaspError(Kind.BAD_REQUEST, "this is not the form's answer")
     try:
         fields = parse_qsl(call.body.decode("ascii"), max_num_fields=1000, strict_parsing=True, errors="strict")
     except (ValueError, UnicodeError) as error:

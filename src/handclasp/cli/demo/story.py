@@ -169,7 +169,13 @@ def _enrol(home: Path, server: dict[str, str], client: ApiClient, name: str, ide
     connection = ["--url", server["https"], "--ca", server["ca_file"], "--token-file", str(token_file)]
     _run("agent", "enroll", *connection, "--name", name, "--state-dir", state)
     file = home / f"agent-{name}.yaml"
-    config = {"server": {"url": server["https"]}, "state_dir": state, "poll": "1s", "identities": [identity | {"ttl": lifetime}]}
+    config = {
+        "server": {"url": server["https"]},
+        "state_dir": state,
+        "poll": "1s",
+        "discover": {"allow": [str(home)]},
+        "identities": [identity | {"ttl": lifetime}],
+    }
     file.write_bytes(msgspec.json.encode(config))  # JSON is YAML
     return created.id, file
 
