@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import struct
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import PrivateFormat
@@ -104,6 +105,72 @@ def test_pkcs12_that_wants_too_much_work_is_not_tried() -> None:
     found = read(costly, "web.p12", PASSWORD)
     assert found.locked
     assert "hashed" in found.notes[0]
+
+
+def test_pkcs12_that_says_its_work_in_small_portions_is_not_tried() -> None:
+    pfx = asn1.children(P12)
+    mac = asn1.children(pfx[2])
+    half = asn1.sequence(asn1.octet_string(b"salt"), asn1.integer(MAX_ITERATIONS // 2))
+    costly = asn1.sequence(pfx[0], pfx[1], asn1.sequence(mac[0], mac[1], asn1.integer(1)), half, half)
+    assert "hashed" in read(costly, "web.p12", PASSWORD).notes[0]
+
+
+def test_without_passwords_no_key_is_derived_whatever_pkcs12_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file can want 2**31 rounds inside what is encrypted, or in BER, where nobody sees it before: a server never begins with that."""
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("a key was derived")
+
+    monkeypatch.setattr("handclasp.pki.contents.pkcs12.pkcs12.load_pkcs12", never)
+    _, start, end = asn1.read(P12)
+    ber = b"\x30\x80" + P12[start:end] + b"\0\0"
+    for data in (P12, ber):
+        found = read_contents(data, "web.p12")
+        assert found is not None
+        assert (found.locked, found.entries, found.problem) == (True, [], "")
+    unlocked = read_contents(p12("web", KEY, LEAF, [], ""), "web.p12")
+    assert unlocked is not None
+    assert ([one.der for one in unlocked.entries], [one.spki_sha256 for one in unlocked.keys]) == ([CHAIN[0]], [None])
+    leaf, root = _bag("web", CHAIN[0]), _bag("", CHAIN[1])
+    found = read_contents(_pfx(leaf, root), "web.p12")
+    assert found is not None
+    assert [(one.der, one.anchor, one.alias) for one in found.entries] == [(CHAIN[0], False, "web"), (CHAIN[1], True, "")]
+    assert not found.locked
+
+
+def _bag(name: str, certificate: bytes) -> bytes:
+    value = asn1.sequence(asn1.oid("1.2.840.113549.1.9.22.1"), asn1.explicit(0, asn1.octet_string(certificate)))
+    text = asn1.set_(asn1.tlv(0x1E, name.encode("utf-16-be")))
+    attributes = asn1.set_(asn1.sequence(asn1.oid("1.2.840.113549.1.9.20"), text)) if name else b""
+    return asn1.sequence(asn1.oid("1.2.840.113549.1.12.10.1.3"), asn1.explicit(0, value), attributes)
+
+
+def _pfx(*bags: bytes) -> bytes:
+    """Return a PKCS#12 file without encryption (RFC 7292 section 4)."""
+
+    def data(content: bytes) -> bytes:
+        return asn1.sequence(asn1.oid("1.2.840.113549.1.7.1"), asn1.explicit(0, asn1.octet_string(content)))
+
+    return asn1.sequence(asn1.integer(3), data(asn1.sequence(data(asn1.sequence(*bags)))))
+
+
+def test_pem_of_nothing_but_beginnings_is_one_pass() -> None:
+    """Each of them used to be searched to the end of the file: a minute for 4 MiB."""
+
+    class Counted(bytearray):
+        searched = 0
+
+        def find(self, what: Any, start: Any = 0, end: Any = None) -> int:  # type: ignore[override]
+            stop = len(self) if end is None else end
+            place = super().find(what, start, stop)
+            Counted.searched += (place if place >= 0 else stop) - start
+            return place
+
+    data = Counted(b"-----BEGIN CERTIFICATE-----\n" * 4000 + b"-----END CERTIFICATE-----\n" + pem(LEAF))
+    found = read_contents(data)
+    assert found is not None
+    assert CHAIN[0] in [one.der for one in found.entries]
+    assert Counted.searched < 4 * len(data)
 
 
 def test_jks_is_read_without_its_password() -> None:

@@ -8,7 +8,6 @@ which derives no key at all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -77,9 +76,8 @@ def read_open_pkcs12(data: bytes | bytearray) -> Contents:
             contents.problem = "" if contents.locked else "this is not a PKCS#12 file that can be read"
             return contents
         contents.notes.append("a part of it cannot be read")
-    names = {certificate: alias for alias, certificate in reversed(found)}
-    for entry in group(bounded(names, contents), with_key=bool(contents.keys)):
-        contents.entries.append(replace(entry, alias=names[entry.der]))
+    kept = set(bounded((certificate for _, certificate in found), contents))
+    contents.entries = [Entry(one, alias=alias, anchor=is_ca(one)) for alias, one in dict.fromkeys(found) if one in kept]
     return contents
 
 
