@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from handclasp.wire import Name, Request, Response
+from handclasp.wire.base import Name, Request, Response
 from handclasp.wire.observations import Facts, Sightings, Text
 
 Every = Annotated[str, Meta(max_length=32, examples=["6h", "1d", ""])]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from handclasp.wire import Request, Response
+from handclasp.wire.base import Request, Response
 from handclasp.wire.observations import Observed, Recorded, Text
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from handclasp.wire import Certificate, Identity, Request, Response, Sighting
+from handclasp.wire.base import Request, Response
+from handclasp.wire.certificates import Certificate, Identity, Sighting
 
 Words = Annotated[str, Meta(max_length=1000)]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from handclasp.wire import Request, Response
+from handclasp.wire.base import Request, Response
 
 LOCATION_KINDS = ("endpoint", "file", "keystore", "kubernetes", "mesh", "cloud", "ca", "ct", "import")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from handclasp.wire import Duration, Request, Response
+from handclasp.wire.base import Duration, Request, Response
 
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$")]
 OwnerKind = Annotated[str, Meta(pattern="^(team|person|service)$")]
