@@ -160,7 +160,7 @@ def test_no_export_does_more_than_be_refused(document: Any) -> None:
 
 
 def imported(**changes: Any) -> Sightings:
-    one = Observed(key="import:x", kind="import", shown="x", at=NOW + 5, certificates=[Seen(der=LEAF)])
+    one = Observed(key="import:x", kind="import", shown="x", at=NOW + 5, certificates=[Seen(der=LEAF, role="listed")])
     for name, value in changes.items():
         setattr(one, name, value)
     return Sightings(observed=[one])
@@ -173,6 +173,7 @@ def imported(**changes: Any) -> Sightings:
         imported(key="tls:web:443/"),
         imported(private_key=SeenKey()),
         imported(certificates=[Seen(der=LEAF, role="served")]),
+        imported(certificates=[Seen(der=LEAF, role="stored")]),
         imported(certificates=[Seen(der=LEAF, role="anchor")]),
         Sightings(covered=[Covered(unit="x", began_at=1)]),
     ],

@@ -34,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
         """Return the body decoded as JSON, into ``type_`` where that is given; raise ``unavailable`` when it is not that."""
         try:
             return msgspec.json.decode(self.body, type=type_)
-        except msgspec.MsgspecError as error:  # ValidationError and DecodeError
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:  # the last: lists in lists in lists
             raise HandclaspError(Kind.UNAVAILABLE, f"its answer is not what was expected: {error}") from error
 
 

@@ -110,8 +110,6 @@ class Sources:
         """
         now, row = self._clock(), await self.get(name)
         if row.kind == "agent":
-            raise HandclaspError(Kind.CONFLICT, "this is what agents report of themselves: it cannot be removed")
-        if row.kind == "agent":
             raise HandclaspError(Kind.CONFLICT, "this source is what agents report of their targets: it cannot be removed")
         entry = make_entry(
             "source.removed", at=now, who=by.to_log(), source=origin, subjects=[f"source:{name}"], what={"source": name, "kind": row.kind}
@@ -145,6 +143,14 @@ def _checked(kind: SourceKind, values: dict[str, Any]) -> dict[str, Any]:
         raise HandclaspError(Kind.BAD_SETTING, f"a source is read every {format_duration(SHORTEST)} at most", hint="every 6h is usual")
     if values["runs"] not in RUNS or values["state"] not in STATES:
         raise HandclaspError(Kind.BAD_SETTING, f"runs is one of {', '.join(RUNS)}, and state one of {', '.join(STATES)}")
+    if kind.runs == "agents" != values["runs"]:
+        raise HandclaspError(Kind.BAD_SETTING, f"a source of the kind {kind.name} is read by agents, on their hosts", hint="leave out runs")
+    if values["runs"] == "agents" != kind.runs:
+        raise HandclaspError(
+            Kind.BAD_SETTING,
+            f"agents cannot read a source of the kind {kind.name}: they read files",
+            hint="runs: server, or collector to read it with `handclasp collect`",
+        )
     facts = msgspec.json.encode(values["facts"]).decode()
     if len(facts) > 4096:
         raise HandclaspError(Kind.BAD_SETTING, "the facts of a source are too many")
