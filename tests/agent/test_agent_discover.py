@@ -211,6 +211,29 @@ def test_sets_of_files_that_are_exchanged_at_once_have_one_place(host: Host) -> 
     assert sorted(host.scan()) == ["mount/..data/tls.crt", "ours/current/cert.pem"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("*/*", ["ours/generations/00000007/cert.pem"]),
+        ("mount/.*", ["mount/..1/tls.crt"]),
+        ("ours/*/*", ["ours/generations/00000007/cert.pem"]),
+        ("ours/generations", ["ours/generations/00000007/cert.pem"]),
+        ("ours/generations/00000006", []),
+        ("ours/generations/00000006/cert.pem", []),
+        ("ours/current", ["ours/generations/00000007/cert.pem"]),
+        ("mount", ["mount/..data/tls.crt"]),
+    ],
+)
+def test_whoever_asks_for_older_sets_gets_those_that_count(host: Host, pattern: str, wanted: list[str]) -> None:
+    put(host.root / "ours/generations/00000007/cert.pem", pem(LEAF))
+    put(host.root / "ours/generations/00000006/cert.pem", pem(LEAF))
+    (host.root / "ours/current").symlink_to("generations/00000007")
+    put(host.root / "mount/..1/tls.crt", pem(LEAF))
+    put(host.root / "mount/..0/tls.crt", pem(LEAF))
+    (host.root / "mount/..data").symlink_to("..1")
+    assert sorted(host.scan(paths=[f"{host.root}/{pattern}"])) == wanted
+
+
 def test_pipes_sockets_and_devices_hold_nobody_up(host: Host) -> None:
     os.mkfifo(host.root / "pipe.pem")
     with closing(socket.socket(socket.AF_UNIX)) as bound:

@@ -84,7 +84,7 @@ class FileScans:
             identity=self._identity,
             host=self._identity.rpartition("/agent/")[2],
             allow=list(self._settings.allow),
-            deny=[*self._settings.deny, str(self._state)],
+            deny=[*self._settings.deny, os.path.realpath(self._state)],
             passwords_file=str(self._settings.passwords_file or ""),
             memory=str(self._home / f"{slug(scan.source)}.known"),
             busy=self._busy,

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from handclasp.agent.config.discover import DEFAULT_ALLOW
+from handclasp.agent.discover.exchange import in_force
 
 NEVER = ("/proc", "/sys", "/dev")
 LAYERS = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet/pods", "/var/lib/rancher", "/var/lib/snapd")
@@ -61,7 +62,8 @@ class Rules:
         found = list(matches) if glob.has_magic(pattern) else [pattern]
         roots: list[str] = []
         problem = f"{pattern}: more than {_MOST_ROOTS} match" if len(found) > _MOST_ROOTS else ""
-        for path in map(os.path.realpath, sorted(found[:_MOST_ROOTS])):  # where a link leads to must be allowed itself
+        real = sorted({in_force(os.path.realpath(path)) for path in found[:_MOST_ROOTS]} - {""})
+        for path in real:  # where a link leads to must be allowed itself
             why = self.forbids(path)
             if not why:
                 roots.append(path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from handclasp.agent import reach
+from handclasp.agent.discover.exchange import gone_through
 from handclasp.agent.discover.rules import Rules
 
 _MOST_ENTRIES = 200_000  # of one directory: a mail spool or a cache is no place for certificates
@@ -105,8 +105,8 @@ class Walk:
     def _entries(self, descriptor: int) -> list[tuple[str, str]]:
         """Return (name, way) of what is in a directory; the way is empty for what is no directory.
 
-        A link to a directory right below is gone through, and that directory not by its own name: ``current -> generations/7``,
-        ``..data -> ..2026_11_22`` are how sets of files are exchanged at once, and where they lie is another place each time.
+        A directory that a link beside it goes through is walked by the link's name and nothing else of it is, because where such sets of
+        files lie is another place each time (:mod:`handclasp.agent.discover.exchange`).
         """
         files: list[str] = []
         ways: dict[str, str] = {}
@@ -121,15 +121,9 @@ class Walk:
                     ways[entry.name] = entry.name
                 else:
                     files.append(entry.name)
-        gone_through: dict[str, tuple[str, str]] = {}
-        for name in sorted(links):
-            with suppress(OSError):
-                parts = os.readlink(name, dir_fd=descriptor).split("/")
-                below = parts[0] in ways and parts[0] not in gone_through and not {"", ".", ".."} & set(parts)
-                if below and stat.S_ISDIR(os.stat(name, dir_fd=descriptor).st_mode):
-                    gone_through[parts[0]] = name, "/".join(parts)
-        ways |= gone_through.values()
-        for name in gone_through:
+        exchanged = gone_through(links, ways.keys(), descriptor)
+        ways |= exchanged.values()
+        for name in exchanged:
             ways.pop(name, None)
         return sorted([*((name, "") for name in files), *ways.items()])
 
