@@ -56,7 +56,10 @@ def test_roles_of_certificates(identity: str, role: str | None) -> None:
     [
         ({"groups": ["platform"]}, "operator", set()),
         ({"groups": ["platform", "payments"]}, "operator", {"payments", "ledger"}),
-        ({"groups": ["payments"], "email": "carol@example.org"}, "team", {"payments", "ledger", "shop"}),
+        ({"groups": ["payments"], "email": "carol@example.org", "email_verified": True}, "team", {"payments", "ledger", "shop"}),
+        ({"email": "carol@example.org"}, None, set()),
+        ({"email": "carol@example.org", "email_verified": "true"}, None, set()),
+        ({"email": ["carol@example.org"], "email_verified": False}, None, set()),
         ({"groups": "platform"}, "operator", set()),
         ({"groups": ["platformx"]}, None, set()),
         ({"groups": [["platform"]]}, None, set()),
@@ -136,6 +139,9 @@ def test_a_session_lives_as_long_as_what_it_began_with(migrated_url: str, tmp_pa
             person = OidcPrincipal("https://idp.example", "u-1", {"groups": ["platform"], "email": "a@example.org"}, None, 0)
             by_provider = await sessions.begin(person, {})
             assert by_provider.user.to_log() == {"kind": "console", "id": "oidc:u-1", "role": "operator"}
+            rules = ("spiffe://example.org/prod/web=auditor", "claim:groups:other=operator")  # as the server is started again with
+            later = Sessions(here.here.store, here.tokens, Roles(rules), clock, idle=1800, lifetime=12 * 3600)
+            assert await later.find(by_provider.secret) is None
             await sessions.end(by_provider, {})
             assert await sessions.find(by_provider.secret) is None
             with pytest.raises(HandclaspError):

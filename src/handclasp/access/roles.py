@@ -64,9 +64,23 @@ class Roles:
         """Return the role of the holder of a certificate; None for who has none, which is nobody's default."""
         return _highest(rule.role for rule in self._rules if rule.identity is not None and rule.identity(identity))
 
+    def held(self, claims: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Return what an OIDC issuer says of somebody, as (claim, value), as far as rules ask for it.
+
+        A claim has a value that it equals, or that it has in its list. An ``email`` has none unless the issuer says that it verified it:
+        many let people write there what they like.
+        """
+        asked = dict.fromkeys(rule.claim for rule in self._rules if rule.claim is not None)
+        return tuple(one for one in asked if _has(claims, *one))
+
+    def of_held(self, held: Iterable[tuple[str, str]]) -> Role | None:
+        """Return the role of whom an issuer said this about, by the rules as they are now; None for who has none."""
+        said = set(held)
+        return _highest(rule.role for rule in self._rules if rule.claim in said)
+
     def of_claims(self, claims: Mapping[str, Any]) -> Role | None:
-        """Return the role of whom an OIDC issuer says this about: a claim equals the rule's value, or is a list that has it."""
-        return _highest(rule.role for rule in self._rules if rule.claim is not None and _has(claims, *rule.claim))
+        """Return the role of whom an OIDC issuer says this about."""
+        return self.of_held(self.held(claims))
 
     @property
     def takes_certificates(self) -> bool:
@@ -75,6 +89,8 @@ class Roles:
 
 
 def _has(claims: Mapping[str, Any], name: str, wanted: str) -> bool:
+    if name == "email" and claims.get("email_verified") is not True:
+        return False
     value = claim_value(claims, name)
     return wanted in [one for one in value if isinstance(one, str)] if isinstance(value, list) else value == wanted
 

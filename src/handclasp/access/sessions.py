@@ -1,7 +1,7 @@
 """Who is signed in to the console: sessions begun, found, ended.
 
 A session is 256 random bits in a cookie; only their SHA-256 is stored. It lives as long as what it was begun with: a token that is revoked,
-or a certificate that is, ends every session that it began, at the next request.
+or a certificate that is, ends every session that it began, at the next request; so does a role that is taken out of the rules.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str
     """The token's id, the certificate's SHA-256, the issuer's subject."""
     name: str
-    role: str
-    teams: tuple[str, ...] = ()
+    held: tuple[tuple[str, str], ...] = ()
+    """What the issuer said of them that rules asked for then, as (claim, value)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +151,12 @@ class Sessions:
     def _kept(self, principal: TokenPrincipal | CertificatePrincipal | OidcPrincipal) -> tuple[_Kept, int]:
         """Return what is kept of a caller, and when their proof ends in ms (0: it does not)."""
         if isinstance(principal, TokenPrincipal):
-            return _Kept(v=1, means="token", key=principal.id, name=principal.name, role=""), principal.expires_at
+            return _Kept(v=1, means="token", key=principal.id, name=principal.name), principal.expires_at
         if isinstance(principal, CertificatePrincipal):
             name = f"{principal.sha256.hex()}/{principal.identity}"
-            return _Kept(v=1, means="certificate", key=name, name=principal.identity, role=""), 0
-        role = self._roles.of_claims(principal.claims)
+            return _Kept(v=1, means="certificate", key=name, name=principal.identity), 0
         shown = str(principal.claims.get("email") or principal.claims.get("preferred_username") or principal.subject)[:200]
-        name, teams = (role.name, tuple(sorted(role.teams))) if role is not None else ("", ())
-        return _Kept(v=1, means="oidc", key=principal.subject, name=shown, role=name, teams=teams), 0
+        return _Kept(v=1, means="oidc", key=principal.subject, name=shown, held=self._roles.held(principal.claims)), 0
 
     async def _user(self, kept: _Kept) -> ConsoleUser | None:
         """Return the person as they are now: by the token or the certificate as it is, and the roles as they are set."""
@@ -175,7 +173,7 @@ class Sessions:
                 return None
             role, shown = self._roles.of_identity(identity), f"certificate:{identity}"
         else:
-            role = Role(kept.role, frozenset(kept.teams)) if kept.role in ROLES else None
+            role = self._roles.of_held(kept.held)
             shown = f"oidc:{kept.key}"
         return None if role is None else ConsoleUser(shown, kept.name, role.name, role.scopes, role.teams)
 

@@ -38,6 +38,8 @@ FLASH = "__Host-handclasp-said"
 THEME = "__Host-handclasp-theme"
 PATIENCE = 60.0
 """Seconds that whoever takes a download may take over one part of it."""
+FORM_WITHIN = 30.0
+"""Seconds that whoever sends a form may take over it: anybody may send one to the door."""
 AUTO = b"x-handclasp-auto"
 """Header of what a page asks by itself, every so often."""
 THEMES = ("auto", "light", "dark")
@@ -146,7 +148,12 @@ class Console:
         if page is None:
             raise HandclaspError(Kind.NOT_FOUND, "there is no such page", hint="begin at the overview")
         if visit.method == "POST":
-            visit.form, visit.lists = read_form(await _read_body(receive))
+            try:
+                async with asyncio.timeout(FORM_WITHIN):
+                    body = await _read_body(receive)
+            except TimeoutError as error:
+                raise HandclaspError(Kind.TIMEOUT, "the form did not come in time", hint="send it again") from error
+            visit.form, visit.lists = read_form(body)
             await self._check_form(visit)
         return await page.handler(visit)
 

@@ -91,6 +91,8 @@ class Doors:
             holder = await self._holder_of(visit.certificate)
             if holder.superseded_at is not None and holder.grace_is_over:
                 raise HandclaspError(Kind.SUPERSEDED, "this certificate was replaced by a newer one", hint="import that one")
+            if holder.is_agent:  # whoever has a host has its agent's certificate, whatever pattern of console_roles it fits
+                raise HandclaspError(Kind.NOT_ALLOWED, "this is the certificate of an agent, and not of a person", hint="import your own")
             return holder
 
         return await self._enter(visit, proven, "certificate")
