@@ -17,11 +17,10 @@ from sqlalchemy import select
 from starlette.routing import compile_path
 
 from handclasp.access.principals import ConsoleUser, Principal
-from handclasp.access.roles import OWN_SCOPES
 from handclasp.api.app import Endpoint, Report, generality
 from handclasp.api.paging import read_sha256
 from handclasp.api.problems import STATUS
-from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, Call, Parameter, Plain, Route, Streamed
+from handclasp.api.routes import PUBLIC, Call, Parameter, Plain, Route, Streamed
 from handclasp.api.services import Services
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
@@ -101,29 +100,50 @@ class InternalApi:
 
     async def _with_own(self, principal: Principal, route: Route, path: Mapping[str, Any], body: Mapping[str, Any]) -> Principal:
         """Return the caller with the scopes that they have for the owner of what the call is about."""
-        if not isinstance(principal, ConsoleUser) or not principal.teams or route.method == "GET":
+        if not isinstance(principal, ConsoleUser) or not principal.teams or (route.method, route.path) not in _OWN:
             return principal
-        wanted = "certificates:revoke" if route.path == "/v1/certificates/{sha256}:revoke" else route.scope
-        if wanted not in OWN_SCOPES or (route.scope == ANY_PRINCIPAL and wanted == route.scope):
-            return principal
+        wanted = _OWN[route.method, route.path]
         owner = await self._owner(path, body)
         return replace(principal, scopes=principal.scopes | {wanted}) if owner in principal.teams else principal
 
     async def _owner(self, path: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
-        """Return who owns the one identity that a call is about; None when it is about more than one, or nobody's."""
-        identity = tables.identity
-        name = path.get("identity")
+        """Return who owns the one identity that a call is about, beyond dispute; None when it is about more than one, or nobody's."""
+        identity = tables.identity.c
+        wanted = select(identity.id, identity.owner)
         if "sha256" in path:
             sha256 = read_sha256(path["sha256"])
             for table in (tables.certificate, tables.found):
-                of = select(identity.c.owner).join(table, table.c.identity_id == identity.c.id).where(table.c.sha256 == sha256)
+                of = wanted.join_from(tables.identity, table, identity.id == table.c.identity_id).where(table.c.sha256 == sha256)
                 row = await self._services.store.row(of)
                 if row is not None:
-                    return row.owner if row.owner is None else str(row.owner)
+                    return await self._undisputed(row.id, row.owner)
             return None
-        if not path:
-            name = body.get("identity")  # of a rotation; a pattern is nobody's name, so it has no owner
-        if not isinstance(name, str):
+        name = path["identity"] if "identity" in path else body.get("identity")
+        # A rotation takes patterns, and "dns:*.example.org" is the name of one identity and a pattern that covers those of others.
+        if not isinstance(name, str) or "*" in name:
             return None
-        row = await self._services.store.row(select(identity.c.owner).where(identity.c.name == name))
-        return None if row is None or row.owner is None else str(row.owner)
+        row = await self._services.store.row(wanted.where(identity.name == name))
+        return None if row is None else await self._undisputed(row.id, row.owner)
+
+    async def _undisputed(self, identity_id: int, owner: str | None) -> str | None:
+        """Return the owner if people said so, or the token that obtained the certificates, or nothing says otherwise.
+
+        What is left is evidence from places, against other evidence. A copy of a certificate can lie anywhere, and whoever put it there
+        must not be able to act on the identity of somebody else; a person decides, and then it counts.
+        """
+        if owner is None:
+            return None
+        said = tables.assignment.c
+        winner = said.stands.in_(("owner", "disputed", "contested"))
+        sure = (said.stands == "owner") | said.evidence.in_(("confirmed", "token"))
+        query = select(said.owner).where(said.identity_id == identity_id, said.owner == owner, winner, sure)
+        return str(owner) if await self._services.store.row(query) is not None else None
+
+
+_OWN: Mapping[tuple[str, str], str] = {
+    ("POST", "/v1/certificates/{sha256}:revoke"): "certificates:revoke",
+    ("POST", "/v1/certificates/{sha256}:triage"): "inventory:write",
+    ("POST", "/v1/identities/{identity:path}:assign"): "owners:write",
+    ("POST", "/v1/rotations"): "certificates:rotate",
+}
+"""What whoever acts for an owner may do with that owner's own, and the scope that it takes. Each is about one identity."""

@@ -78,5 +78,7 @@ class Services:
     follower: Follower
     problems: Callable[[], Awaitable[list[str]]]
     """Says what keeps this process from being ready, one line each."""
+    warnings: Callable[[], Awaitable[list[str]]]
+    """Says what is not as it should be, and keeps nobody from work."""
     max_body: int = 1_048_576
     request_timeout: float = 30.0

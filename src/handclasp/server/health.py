@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+from sqlalchemy import text
 
 from handclasp.authority.authorities import Authorities
 from handclasp.errors import HandclaspError, Kind
@@ -23,6 +24,11 @@ MIN_FREE = 64 * 1024 * 1024
 
 SAY_AGAIN = 60.0
 """Seconds after which a job that fails as before is reported again."""
+
+NO_TRIGRAMS = (
+    "searches by part of a name are slow, because PostgreSQL has no index for them: as an administrator of the database,"
+    " CREATE EXTENSION pg_trgm, and then CREATE INDEX CONCURRENTLY ix_name_trigram ON name USING gin (text gin_trgm_ops)"
+)
 
 JOB_FAILURES = Gauge("handclasp_job_failing", "1 while a job fails, by job.", ["job"])
 LOG_LAG = Gauge("handclasp_log_lag_seconds", "Time that the oldest entry that is not under a checkpoint has waited; 0 when there is none.")
@@ -136,6 +142,7 @@ class Readiness:
         self._authorities = authorities
         self._health = health
         self._data = data
+        self._has_names_index = self._said = False
 
     async def __call__(self) -> list[str]:
         """Return one line for each thing that is not well; nothing that tells an outsider more than that."""
@@ -152,6 +159,21 @@ class Readiness:
         except OSError:
             problems.append("the data directory cannot be read")
         return problems + self._health.problems()
+
+    async def warnings(self) -> list[str]:
+        """Return one line for each thing that is not as it should be, and keeps nobody from work. Each is in the server's log once."""
+        if not self._has_names_index:
+            try:
+                row = None if self._store.is_sqlite else await self._store.row(text("SELECT to_regclass('ix_name_trigram') AS index"))
+            except HandclaspError:
+                return []
+            self._has_names_index = row is None or row.index is not None
+        if self._has_names_index:
+            return []
+        if not self._said:
+            self._said = True
+            _log.warning("names are searched without an index", reason=NO_TRIGRAMS)
+        return [NO_TRIGRAMS]
 
     def _can_issue(self) -> bool:
         """Whether any trust domain has a signer: an authority that is not retired, has not ended, and whose key is here."""

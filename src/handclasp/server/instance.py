@@ -168,7 +168,8 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         recorder=recorder,
         reconciler=reconciler,
         follower=Follower(store, clock, reconciler),
-        problems=Readiness(store, authorities, health, settings.data),
+        problems=(readiness := Readiness(store, authorities, health, settings.data)),
+        warnings=readiness.warnings,
         max_body=int(settings.max_body),
         request_timeout=settings.request_timeout,
     )

@@ -233,3 +233,4 @@ async def _log_start(instance: Instance) -> None:
     what = {"version": __version__, "database": "sqlite" if instance.store.is_sqlite else "postgresql"}
     entry = make_entry("server.started", at=instance.clock(), who={"kind": "server"}, what=what)
     await instance.store.ledger.commit(Write([entry]))
+    await instance.services.warnings()  # which says them in this process's log

@@ -19,11 +19,11 @@ async def healthz(_call: Call) -> Health:
 
 
 async def readyz(call: Call) -> Health:
-    """Say whether this process can do its work; 503 with the reasons when not."""
+    """Say whether this process can do its work; 503 with the reasons when not. ``problems`` of one that can are no more than warnings."""
     problems = await call.services.problems()
     if problems:
         raise HandclaspError(Kind.UNAVAILABLE, "; ".join(problems))
-    return Health(status="ok")
+    return Health(status="ok", problems=await call.services.warnings())
 
 
 async def metrics(_call: Call) -> Plain:
