@@ -49,7 +49,7 @@ from handclasp.access.workloads import Workload, read_workloads
 from handclasp.clock import format_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import Names
-from handclasp.pki.yamlshape import Part, document_of, each_once
+from handclasp.pki.yamlshape import Part, changes_between, document_of, each_once
 from handclasp.wire import PolicyChange
 
 T = TypeVar("T")
@@ -295,14 +295,7 @@ def _patterns(part: Part, key: str, make: Callable[[Iterable[str]], T]) -> T:
 
 def diff(old: Policy, new: Policy) -> list[PolicyChange]:
     """Return what differs in meaning between two policies: grants, deny rules, issuers. Comments and order are no difference."""
-    changes = []
-    before, after = _meaning(old), _meaning(new)
-    for subject in [*after, *(subject for subject in before if subject not in after)]:
-        was, will = before.get(subject), after.get(subject)
-        if was != will:
-            change = "added" if was is None else "removed" if will is None else "changed"
-            changes.append(PolicyChange(change=change, subject=subject, before=was, after=will))
-    return changes
+    return changes_between(_meaning(old), _meaning(new))
 
 
 def _meaning(policy: Policy) -> dict[str, str]:

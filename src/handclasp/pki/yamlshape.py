@@ -1,14 +1,15 @@
-"""Reading one part of a YAML file of ours: what must be there, of which type, and every mistake noted with its line."""
+"""Reading one part of a YAML file of ours: what must be there, of which type, every mistake noted with its line; and comparing two."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from handclasp.clock import parse_duration
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.yamlfile import Document, Problems, read_yaml
+from handclasp.wire.rules import PolicyChange
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -132,3 +133,14 @@ def each_once(parts: Iterable[Part], key: str) -> None:
             part.problem(key, f"{key} {value!r} is given twice")
         elif isinstance(value, str):
             seen.add(value)
+
+
+def changes_between(before: Mapping[str, str], after: Mapping[str, str]) -> list[PolicyChange]:
+    """Return what differs between two documents, each given as what its parts mean, by what they are called; removed parts come last."""
+    changes = []
+    for subject in [*after, *(subject for subject in before if subject not in after)]:
+        was, will = before.get(subject), after.get(subject)
+        if was != will:
+            change = "added" if was is None else "removed" if will is None else "changed"
+            changes.append(PolicyChange(change=change, subject=subject, before=was, after=will))
+    return changes

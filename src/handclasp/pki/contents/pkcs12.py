@@ -77,7 +77,10 @@ def read_open_pkcs12(data: bytes | bytearray) -> Contents:
             return contents
         contents.notes.append("a part of it cannot be read")
     kept = set(bounded((certificate for _, certificate in found), contents))
-    contents.entries = [Entry(one, alias=alias, anchor=is_ca(one)) for alias, one in dict.fromkeys(found) if one in kept]
+    if contents.keys:
+        contents.entries = group([one for _, one in found if one in kept], with_key=True)
+    else:
+        contents.entries = [Entry(one, alias=alias, anchor=is_ca(one)) for alias, one in dict.fromkeys(found) if one in kept]
     return contents
 
 
