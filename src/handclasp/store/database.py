@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Engine, Row, create_engine, select, text
+from sqlalchemy import Engine, Row, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -36,8 +36,9 @@ _STEPS = 20_000
 
 _WITHIN = text(
     "SELECT set_config('statement_timeout', :limit, true), set_config('plan_cache_mode', 'force_custom_plan', true), "
-    "set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)"
+    "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
 )
+"""What a query that is tried is run with: it finds few rows by indexes, or is stopped. Plans that read whole tables first are no help."""
 
 LEADER_POLL = 0.5
 """Seconds between looks at whether the connection that holds a leader's lock is alive."""
@@ -55,6 +56,7 @@ class Store:
         self.sqlite_path = _sqlite_path(url)
         self._sync: Engine | None = None
         self._async: AsyncEngine | None = None
+        self._single: AsyncEngine | None = None
         backend: Backend
         if self.sqlite_path is not None:
             backend = SqliteBackend(self.sqlite_path)
@@ -110,6 +112,9 @@ class Store:
             self._async = create_async_engine(
                 self.url.replace("postgresql://", "postgresql+asyncpg://", 1), pool_size=4, max_overflow=4, pool_pre_ping=True
             )
+            event.listen(self._async.sync_engine, "connect", _for_short_queries)
+            # The same connections, without a transaction around each query, which is two more messages to the server and back.
+            self._single = self._async.execution_options(isolation_level="AUTOCOMMIT")
 
     async def rows(self, statement: Select[Any], *, within: float | None = None) -> Sequence[Row[Any]]:
         """Run a query and return its rows. It may take long: other requests go on meanwhile.
@@ -120,8 +125,9 @@ class Store:
         try:
             if self._sync is not None:
                 return await asyncio.to_thread(self._rows_sync, statement, within)
-            assert self._async is not None
-            async with self._async.connect() as connection:
+            engine = self._single if within is None else self._async  # what is set for one query holds until its transaction ends
+            assert engine is not None
+            async with engine.connect() as connection:
                 if within is not None:
                     # Planned for its own values: a plan for any values cannot know how much of an index lies between two ends.
                     await connection.execute(_WITHIN, {"limit": str(max(1, round(within * 1000)))})
@@ -157,13 +163,18 @@ class Store:
             if self._hot is not None:
                 found: tuple[Any, ...] | None = self._hot.execute(sql, arguments).fetchone()
                 return found
-            assert self._async is not None
-            async with self._async.connect() as connection:
+            assert self._single is not None
+            async with self._single.connect() as connection:
                 names = {f"p{number}": value for number, value in enumerate(arguments)}
                 row = (await connection.execute(text(_named(sql)), names)).first()
                 return tuple(row) if row is not None else None
         except _AWAY as error:
             raise HandclaspError(Kind.UNAVAILABLE, "the database cannot be read", retry_after=1) from error
+
+    async def meta(self, name: str) -> str | None:
+        """Return what the row ``name`` of the table ``meta`` says; None where there is none. Raises ``unavailable``."""
+        found = await self.point("SELECT value FROM meta WHERE name = ?", (name,))
+        return None if found is None else str(found[0])
 
     async def entries(self, start: int, limit: int) -> list[bytes]:
         """Return log entries in order from ``start``, at most ``limit`` of them."""
@@ -200,8 +211,7 @@ class Store:
             raise HandclaspError(Kind.UNAVAILABLE, f"the lock for {name} was lost with the database's connection", retry_after=1) from error
 
     async def _poll_generation(self) -> None:
-        found = await self.point("SELECT value FROM meta WHERE name = ?", ("generation",))
-        value = found[0] if found else ""
+        value = await self.meta("generation") or ""
         if value != self._seen_generation:
             self._seen_generation = value
             self.ledger.generation += 1
@@ -254,6 +264,14 @@ async def _end_with(connection: AsyncConnection, term: asyncio.Timeout) -> None:
                 await connection.commit()
     except _AWAY:
         term.reschedule(asyncio.get_running_loop().time())
+
+
+def _for_short_queries(connection: Any, _record: Any) -> None:
+    """Readers ask much that is short: to start workers, or to compile, takes longer than such a query."""
+    cursor = connection.cursor()
+    cursor.execute("SELECT set_config('jit', 'off', false), set_config('max_parallel_workers_per_gather', '0', false)")
+    cursor.close()
+    connection.commit()  # else it ends with the transaction
 
 
 def _sqlite_path(url: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store.backend import Backend
+from handclasp.store.chunks import in_chunks
 from handclasp.store.statements import Statements
 from handclasp.store.writes import CertificateRow, Write
 
@@ -98,10 +99,9 @@ class Guard:
             self._successors[bytes(sha256)] = None if superseded_by is None else bytes(superseded_by)
 
     async def _fetch(self, select: str, column: str, values: Iterable[Any]) -> list[Any]:
-        wanted = list(values)
         found: list[Any] = []
-        for start in range(0, len(wanted), _AT_ONCE):
-            found += await self._backend.fetch(*self._sql.of_these(select, column, wanted[start : start + _AT_ONCE]))
+        for some in in_chunks(list(values), _AT_ONCE):
+            found += await self._backend.fetch(*self._sql.of_these(select, column, some))
         return found
 
     def id_of(self, identity: str) -> int | None:

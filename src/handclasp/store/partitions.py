@@ -21,6 +21,7 @@ import asyncpg
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
+from handclasp.store.chunks import in_chunks
 
 declare("partition.made", "partition.copied", "partition.dropped")
 
@@ -124,8 +125,8 @@ class Partitions:
         async with self._connected() as connection:
             old = [month for month in await _existing(connection) if month.end <= before]
             dropped = kept = 0
-            for start in range(0, len(old), TOGETHER):
-                rows, kept = await self._fold(connection, old[start : start + TOGETHER], stays, now)
+            for some in in_chunks(old, TOGETHER):
+                rows, kept = await self._fold(connection, some, stays, now)
                 dropped += rows
             return old, dropped, kept
 

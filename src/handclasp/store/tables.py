@@ -110,6 +110,11 @@ Index(
     postgresql_where=text("revoked_at IS NOT NULL"),
 )
 
+# The same for what was revoked, which is rare: lists of it walk this one.
+Index("ix_certificate_revoked_not_after", certificate.c.not_after, certificate.c.sha256, certificate.c.identity_id,
+      certificate.c.authority_id, certificate.c.profile, certificate.c.key_type,
+      sqlite_where=text("revoked_at IS NOT NULL"), postgresql_where=text("revoked_at IS NOT NULL"))  # fmt: skip
+
 crl = Table(
     "crl",
     metadata,
@@ -278,7 +283,7 @@ found = Table(
     Column("triage_reason", Text),
     comment="Certificates that were found and not issued here. Keyed by the SHA-256 of their bytes: issuer and serial may lie.",
 )
-Index("ix_found_not_after", found.c.not_after, found.c.sha256, found.c.identity_id, found.c.issuer_id)
+Index("ix_found_not_after", found.c.not_after, found.c.sha256, found.c.identity_id, found.c.issuer_id, found.c.key_type, found.c.triage)
 Index("ix_found_serial", found.c.serial)
 Index("ix_found_identity_id_not_after", found.c.identity_id, found.c.not_after)
 Index("ix_found_spki_sha256", found.c.spki_sha256)

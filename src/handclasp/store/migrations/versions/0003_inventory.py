@@ -127,7 +127,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_found_identity_id_not_after", "found", ["identity_id", "not_after"], unique=False)
     op.create_index("ix_found_issuer_id_not_after", "found", ["issuer_id", "not_after"], unique=False)
-    op.create_index("ix_found_not_after", "found", ["not_after", "sha256", "identity_id", "issuer_id"], unique=False)
+    columns = ["not_after", "sha256", "identity_id", "issuer_id", "key_type", "triage"]
+    op.create_index("ix_found_not_after", "found", columns, unique=False)
     op.create_index("ix_found_serial", "found", ["serial"], unique=False)
     op.create_index("ix_found_spki_sha256", "found", ["spki_sha256"], unique=False)
     op.create_table(
@@ -469,6 +470,8 @@ def _index_for_lists() -> None:
     op.drop_index("ix_certificate_not_after", "certificate")
     columns = ["not_after", "sha256", "identity_id", "authority_id", "profile", "key_type"]
     op.create_index("ix_certificate_not_after", "certificate", columns, unique=False)
+    revoked = sa.text("revoked_at IS NOT NULL")
+    op.create_index("ix_certificate_revoked_not_after", "certificate", columns, sqlite_where=revoked, postgresql_where=revoked)
     op.create_index("ix_identity_owner", "identity", ["owner"], unique=False)
 
 
