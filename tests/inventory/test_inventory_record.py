@@ -21,6 +21,7 @@ from handclasp.wire.observations import Covered, Seen
 from support.errors import refused
 from support.installation import BASE, BY
 from support.inventory import foreign, rogue, sha, watch
+from support.issuing import HERE
 
 
 def test_three_issued_two_served_one_foreign_one_unissued(migrated_url: str, tmp_path: Path) -> None:
@@ -43,6 +44,54 @@ def test_three_issued_two_served_one_foreign_one_unissued(migrated_url: str, tmp
             again = await here.see(*(here.at(f"tls:host-{n}:443", der) for n, der in enumerate([*ders[:2], strange, ours])))
             assert (again.locations, again.changed, again.fresh) == (4, 0, 0)
             assert await here.number(tables.sighting) == 4
+
+    asyncio.run(run())
+
+
+def test_what_came_along_in_a_chain_is_not_counted(migrated_url: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            leaf, above = foreign("leaf.example.org", now=here.now), foreign("above.example.org", now=here.now)
+            done = await here.see(here.at("tls:host:443", Seen(der=leaf, chain=[above])))
+            assert (done.certificates, done.fresh) == (1, 1)
+            assert {bytes(row.sha256) for row in await here.rows(tables.found)} == {sha(leaf), sha(above)}
+
+    asyncio.run(run())
+
+
+def test_what_is_only_listed_exists_and_is_not_in_use(migrated_url: str, tmp_path: Path) -> None:
+    """A CA's list, a log or an imported table says what there is; only what is served or stored is seen."""
+
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            token = await here.house.token()
+            mine, revoked = [await here.house.issue(token) for _ in range(2)]
+            await here.house.revoker.revoke(revoked.sha256, "superseded", "", token, HERE, any_certificate=True)
+            ended = foreign("old.example.net", now=here.now - 3_600_000, lifetime=60)
+            strange, ours, there = foreign("a.example.net", now=here.now), await rogue(here), foreign("b.example.net", now=here.now)
+            everything = [await here.der(mine), await here.der(revoked), ended, strange, ours, there]
+            done = await here.see(
+                *(here.at(f"ca:{n}", Seen(der=one, role="listed"), kind="ca", unit="ca") for n, one in enumerate(everything)),
+                here.at("web", there),
+            )
+            assert done.fresh == 4, "what is issued here was known, and nobody has seen it yet"
+            await here.settle()
+            wanted = {mine.sha256: "unseen", sha(ended): "past", sha(strange): "foreign", sha(ours): "unissued", sha(there): "foreign"}
+            assert await here.states() == wanted
+            assert {bytes(row.sha256): row.open for row in await here.rows(tables.standing) if row.open} == {sha(there): 1}
+            here.pass_(1)
+            await here.see(here.at("web"))
+            assert await here.states() == wanted | {sha(there): "gone"}, "it was in use, and is no more, whatever the list says"
+            await here.see(here.at("file", everything[0]), source=2)
+            assert (await here.states())[mine.sha256] == "seen"
+            await here.recorder.forget_source(2)
+            await here.settle()
+            assert await here.states() == wanted | {sha(there): "gone"}
+            await here.see(covered=[Covered(unit="ca", began_at=here.now + 1)])
+            here.pass_(1)
+            await here.see(covered=[Covered(unit="ca", began_at=here.now)])
+            assert await here.states() == wanted | {sha(there): "gone", sha(strange): "past"}
+            assert await here.reconciler.recount() == {}
 
     asyncio.run(run())
 
@@ -234,6 +283,16 @@ def test_a_source_that_is_removed_takes_its_sightings_along(migrated_url: str, t
             assert {row.source_id for row in await here.rows(tables.location)} == {2}
             assert await here.number(tables.sighting) == 1
             assert await here.states() == {sha(mine): "unseen", sha(both): "foreign"}
+            await here.see(here.at("x", both))
+            await here.see(here.at("list", Seen(der=both, role="listed"), kind="ca"), source=3)
+            here.pass_(1)
+            await here.see(here.at("x"))
+            await here.recorder.forget_source(2)
+            await here.settle()
+            assert await here.states() == {sha(mine): "unseen", sha(both): "gone"}
+            await here.recorder.forget_source(1)
+            await here.settle()
+            assert await here.states() == {sha(mine): "unseen", sha(both): "foreign"}, "nobody knows any more that it was in use"
             assert await here.reconciler.recount() == {}
 
     asyncio.run(run())

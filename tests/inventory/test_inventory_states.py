@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from handclasp.inventory import tallies
 from handclasp.inventory.states import ALL_STATES, Facts, Graces, Judgement, judge
 from handclasp.issuance.request import IssuedCertificate
-from handclasp.wire.observations import Covered
+from handclasp.wire.observations import Covered, Seen
 from support import migrated
 from support.inventory import Watch, foreign, rogue, sha, watch
 from support.issuing import HERE
@@ -56,6 +56,18 @@ FOUND = Facts("found", NOW + HOUR, first_seen_at=NOW - HOUR, open=1)
         (replace(FOUND, open=0), Judgement("gone", NOW + HOUR)),
         (replace(FOUND, open=0, not_after=0), Judgement("gone")),
         (replace(FOUND, open=0, replaced=True), Judgement("past")),
+        (replace(FOUND, open=0, listed=1, used=False), Judgement("foreign", NOW + HOUR)),
+        (replace(FOUND, open=0, listed=1, used=False, not_after=0), Judgement("foreign")),
+        (replace(FOUND, open=0, listed=1, used=False, not_after=NOW), Judgement("past")),
+        (replace(FOUND, open=0, listed=0, used=False), Judgement("past")),
+        (replace(FOUND, open=0, listed=1), Judgement("gone", NOW + HOUR)),
+        (replace(FOUND, open=0, listed=1, replaced=True), Judgement("past")),
+        (replace(FOUND, open=0, listed=1, used=False, ours=True), Judgement("unissued", NOW + HOUR)),
+        (replace(FOUND, open=0, listed=1, used=False, ours=True, not_after=NOW), Judgement("past")),
+        (replace(ISSUED, open=0, listed=1, first_seen_at=None), Judgement("unseen", NOW + HOUR)),
+        (replace(ISSUED, open=0, listed=1), Judgement("gone", NOW + HOUR)),
+        (replace(ISSUED, open=0, listed=1, revoked_at=NOW), Judgement("past")),
+        (replace(ISSUED, open=0, listed=1, superseded_at=NOW), Judgement("past")),
         (replace(FOUND, ours=True), Judgement("unissued")),
         (replace(FOUND, ours=True, open=0), Judgement("unissued", NOW + HOUR)),
         (replace(FOUND, ours=True, not_after=NOW), Judgement("unissued")),
@@ -75,7 +87,7 @@ _times = st.none() | st.integers(0, 200 * HOUR)
     st.builds(
         Facts, st.sampled_from(["issued", "found"]), st.integers(0, 200 * HOUR), first_seen_at=_times, open=st.integers(0, 3),
         replaced=st.booleans(), superseded_at=_times, revoked_at=_times, ours=st.booleans(), issued_at=st.integers(0, 200 * HOUR),
-        apart=st.booleans(),
+        apart=st.booleans(), listed=st.integers(0, 2), used=st.booleans(),
     ),
     st.integers(0, 200 * HOUR),
 )  # fmt: skip
@@ -121,6 +133,8 @@ class Place:
     reads: list[tuple[int, frozenset[int]]] = field(default_factory=list)
     tried: int = 0
     gone: bool = False
+    is_list: bool = False
+    """Whether it only says what exists: a CA's list."""
 
 
 @dataclass
@@ -133,9 +147,15 @@ class World:
 
     def state(self, number: int, now: int) -> str | None:
         one = self.certificates[number]
-        seen = [place for place in self.places.values() if any(number in what for _, what in place.reads)]
+        told = [place for place in self.places.values() if any(number in what for _, what in place.reads)]
+        seen = [place for place in told if not place.is_list]
         is_open = any(number in place.reads[-1][1] for place in seen)
         current = one.superseded_at is None and one.revoked_at is None and one.not_after > now
+        if told and not seen and one.origin == "found":
+            if one.not_after <= now:
+                return "past"
+            listed = any(number in place.reads[-1][1] for place in told)
+            return "unissued" if one.ours else "foreign" if listed else "past"
         if not seen:
             waited = now - one.issued_at >= self.graces.unseen
             return "unseen" if one.origin == "issued" and current and waited else None
@@ -203,9 +223,10 @@ async def _one(step: tuple[str, int, int], here: Watch, world: World, token: Any
             certificates.append(Told(bytes(row.der), "issued", here.now, row.not_after, handle=handle))
     elif kind == "read" and certificates:
         key = f"p{first % 4}"
-        place = world.places.setdefault(key, Place(f"u{first % 2}"))
+        place = world.places.setdefault(key, Place(f"u{first % 2}", is_list=first % 4 == 3))
+        role = "listed" if place.is_list else "served"
         what = frozenset(number for number in range(len(certificates)) if second >> (number % 8) & 1 and number % 3 == first % 3)
-        await here.see(here.at(key, *(certificates[number].der for number in sorted(what)), unit=place.unit))
+        await here.see(here.at(key, *(Seen(der=certificates[number].der, role=role) for number in sorted(what)), unit=place.unit))
         place.reads.append((here.now, what))
         place.tried, place.gone = here.now, False
     elif kind == "fail":

@@ -101,6 +101,13 @@ def of_identity(filters: Filters, skip: frozenset[str] = frozenset()) -> list[Co
     return found
 
 
+def one_of(col: ColumnElement[Any], numbers: Sequence[int], sqlite: bool) -> Condition:
+    """The same for rows that are looked at anyway: PostgreSQL makes a hash table of the numbers, however it plans the query."""
+    if sqlite:
+        return among(value(col), numbers, sqlite)
+    return value(col).in_(select(func.unnest(bindparam(None, list(numbers), type_=ARRAY(BigInteger)))))
+
+
 def seen_by(sha256: ColumnElement[bytes], source_id: int) -> Condition:
     """Return that the certificate is seen now at a place that the source reads."""
     sighting, location = tables.sighting.c, tables.location.c

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, or_, select, update
 
 from handclasp.inventory.rows import bounded
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
@@ -38,7 +39,7 @@ class Confirmer:
         """
         unknown = []
         kept = {bounded(key): key for key in digests}
-        for keys in _parts(sorted(kept)):
+        for keys in in_chunks(sorted(kept), _TOGETHER):
             query = select(_location.id, _location.key, _location.details, _location.seen_at, _location.gone_at)
             rows = {row.key: row for row in await self._store.rows(query.where(_location.source_id == source_id, _location.key.in_(keys)))}
             known = []
@@ -67,8 +68,3 @@ class Confirmer:
 
 def _is_still(row: Row[Any], digest: str) -> bool:
     return row.gone_at is None and row.seen_at is not None and json.loads(row.details).get("digest") == digest
-
-
-def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), _TOGETHER):
-        yield keys[start : start + _TOGETHER]

@@ -19,6 +19,7 @@ from handclasp.inventory.filters import Filters
 from handclasp.inventory.identities import Identities, identity_query
 from handclasp.inventory.places import Places
 from handclasp.inventory.search import Inventory
+from handclasp.ownership.rules import rank
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire import Certificate, Sighting
@@ -28,8 +29,6 @@ SHOWN = 20
 """Certificates of an identity that its page shows, and sightings of each."""
 SERVED = 100
 NAMES = 200
-EVIDENCE = ("confirmed", "token", "workload", "namespace", "spiffe", "cloud", "catalogue", "host", "zone")
-"""In the order in which they count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,6 @@ class Details:
 
     async def _evidence(self, identity_id: int) -> list[Evidence]:
         rows = await self._store.rows(select(tables.assignment).where(tables.assignment.c.identity_id == identity_id))
-        known = {kind: place for place, kind in enumerate(EVIDENCE)}
-        ordered = sorted(rows, key=lambda row: (known.get(row.evidence, len(known)), -row.confidence, row.rule, row.owner))
         return [
             Evidence(
                 evidence=row.evidence,
@@ -128,7 +125,7 @@ class Details:
                 at=rfc3339(row.at),
                 due=rfc3339(row.due_at) if row.due_at is not None else None,
             )
-            for row in ordered
+            for row in sorted(rows, key=rank)
         ]
 
     async def _standing(self, identity_id: int) -> list[Row[Any]]:

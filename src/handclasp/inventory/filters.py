@@ -81,6 +81,9 @@ class Filters:
     """What it was parsed from."""
 
 
+ANY = Filters()
+"""What filters nothing."""
+
 Reader = Callable[[str, str, int], Any]
 """(parameter, text, now) -> value; raises ``bad_request`` that names the parameter."""
 

@@ -20,8 +20,9 @@ from handclasp.faults import declare, fault
 from handclasp.inventory import statements, tallies
 from handclasp.inventory.names import name_rows
 from handclasp.inventory.reconcile import Reconciler, is_apart
-from handclasp.inventory.rows import in_chunks
+from handclasp.ownership.due import DUE_BY_ID
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
@@ -90,14 +91,8 @@ class Follower:
         missed = await self._miss(place + len(entries))
         return max(len(entries), missed)
 
-    async def lag(self) -> int:
-        """Return how many entries were committed that were not followed yet."""
-        head = await self._store.row(select(tables.log_head.c.size))
-        return (int(head.size) if head is not None else 0) - await self._place(PLACE)
-
     async def _place(self, name: str) -> int:
-        row = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == name))
-        return int(row.value) if row is not None else 0
+        return int(await self._store.meta(name) or 0)
 
     # --- entries --------------------------------------------------------------------------------------------------------------------------
 
@@ -113,6 +108,7 @@ class Follower:
         changes.append(_kept(PLACE, place + len(entries)))
         await self._store.ledger.commit(Write([], changes))
         fault("follow.written")
+        self._remember([rows[one] for one in batch.issued if one in rows])
         await self._reconciler.judge(batch.changed)
 
     async def _certificates(self, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
@@ -144,26 +140,28 @@ class Follower:
             }
             for identity_id, row in newest.items()
         ]  # fmt: skip
-        news = [rows[one] for one in issued if one in rows and self._is_news(rows[one])]
-        texts, links = name_rows((row.name, _names_of(row.names)) for row in news)
-        due = [{"identity_id": one, "at": self._clock()} for one in sorted({row.identity_id for row in news})]
+        news = {(row.identity_id, *said): row for row in map(rows.get, issued) if row is not None and (said := self._news(row))}
+        texts, links = name_rows((row.name, _names_of(row.names)) for row in news.values())
+        due = [{"identity_id": one, "at": self._clock()} for one in sorted({row.identity_id for row in news.values()})]
         todo = (
             (statements.sum_issued, summaries),
             (statements.add_name, texts),
             (statements.name_identity, links),
-            (statements.due_by_id, due),
+            (DUE_BY_ID, due),
         )
         return [Change(statement, rows=values) for statement, values in todo if values]
 
-    def _is_news(self, row: Row[Any]) -> bool:
-        """Tell whether names or grant are others than the last time, or this process does not know the last time."""
+    def _news(self, row: Row[Any]) -> tuple[str, str] | None:
+        """Return names and grant where they are others than the last time, or this process does not know the last time."""
         said = (row.names, row.granted_by)
-        if self._identities.get(row.identity_id) == said:
-            return False
-        self._identities[row.identity_id] = said
-        if len(self._identities) > MAX_REMEMBERED:
-            self._identities.popitem(last=False)
-        return True
+        return said if self._identities.get(row.identity_id) != said else None
+
+    def _remember(self, rows: Sequence[Row[Any]]) -> None:
+        """Remember what was written; only now that it is, or a write that failed would never be made up for."""
+        for row in rows:
+            self._identities[row.identity_id] = (row.names, row.granted_by)
+            if len(self._identities) > MAX_REMEMBERED:
+                self._identities.popitem(last=False)
 
     # --- what was never seen --------------------------------------------------------------------------------------------------------------
 

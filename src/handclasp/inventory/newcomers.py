@@ -17,9 +17,10 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import statements
 from handclasp.inventory.issuers import OurAuthorities
 from handclasp.inventory.names import name_rows
-from handclasp.inventory.rows import FoundRow, Look, found_row, in_chunks, told_row
+from handclasp.inventory.rows import CHAIN, FoundRow, Look, found_row, told_row
 from handclasp.log.entries import make_entry
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
@@ -59,7 +60,7 @@ class Newcomers:
         self._new: list[FoundRow] = []
         self._filled: list[FoundRow] = []
         self.fresh = 0
-        """Certificates found here that nobody had seen before."""
+        """Certificates found here that nobody had seen before, but for those that only came along in a chain."""
         self.unreadable = 0
 
     async def look_up(self, looks: Sequence[Look], besides: Iterable[bytes] = ()) -> dict[bytes, Known]:
@@ -81,7 +82,8 @@ class Newcomers:
             row = told_row(sha256, look.told[sha256], at) if data is None else found_row(data, at)
             known[sha256] = self._judge(row)
             (self._filled if sha256 in without else self._new).append(row)
-        self.fresh += len(self._new)
+        themselves = {sha256 for look in looks for sha256, role in look.sightings if role != CHAIN}
+        self.fresh += sum(row.sha256 in themselves for row in self._new)
         return known
 
     async def record_unissued(self, scan_id: str | None) -> None:

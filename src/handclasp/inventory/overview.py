@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, select
 from handclasp.clock import Clock, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import tallies
+from handclasp.inventory.follow import PLACE
 from handclasp.inventory.states import STATES
 from handclasp.inventory.steps import describe
 from handclasp.inventory.tallies import HOUR
@@ -121,10 +122,12 @@ class Overviews:
         return [_figure(one.standing, one.title, one.count, f"/v1/certificates?standing={one.standing}", one.level) for one in said]
 
     async def _sources(self) -> list[Figure]:
-        """Sources are some dozens: they are read."""
+        """Sources are some dozens: they are read. What agents tell of themselves is no source that somebody has yet to read."""
         source = tables.source.c
         numbers = dict.fromkeys(("ok", "failing", "never", "paused"), 0)
-        for row in await self._store.rows(select(source.state, source.success_at, source.problem)):
+        for row in await self._store.rows(select(source.kind, source.state, source.success_at, source.problem)):
+            if row.kind == "agent" and row.success_at is None and row.problem is None:
+                continue
             if row.state == "paused":
                 numbers["paused"] += 1
             else:
@@ -147,8 +150,7 @@ class Overviews:
 
     async def _behind(self) -> int:
         head = await self._store.row(select(tables.log_head.c.size))
-        place = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == "inventory.followed"))
-        return max(0, (int(head.size) if head is not None else 0) - (int(place.value) if place is not None else 0))
+        return max(0, (int(head.size) if head is not None else 0) - int(await self._store.meta(PLACE) or 0))
 
     async def _loads(self, since: int, until: int, step: int) -> list[Load]:
         begin = since // step * step

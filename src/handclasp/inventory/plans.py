@@ -16,6 +16,7 @@ from handclasp.inventory.conditions import (
     matches,
     name_exists,
     of_identity,
+    one_of,
     seen_by,
     stands,
     value,
@@ -149,7 +150,8 @@ class Planner:
                 ways.append(value(c.issuer_id).in_(meaning.q_issuers))
             if meaning.q_authorities:
                 ways.append(self._ours(*meaning.q_authorities))
-            ways.append(and_(c.identity_id.is_(None), holds(func.lower(c.subject), f.q, self.sqlite)))
+            if not of_identity(f):  # with such a filter it has an identity
+                ways.append(and_(c.identity_id.is_(None), holds(func.lower(c.subject), f.q, self.sqlite)))
         if meaning.q_owners:
             ways.append(identity_exists(c.identity_id, tables.identity.c.owner.in_(meaning.q_owners)))
         if "q" in meaning.met and meaning.ids is not None:
@@ -166,18 +168,35 @@ class Planner:
         if exact is not None:
             return [Plan(origin, table, table, [*conditions, *standing, *ends, exact, *self._only(table, listed)], few=True)]
         if listed is not None:
-            if self.many <= FEW_CERTIFICATES or len(listed) == 1:
+            if self.many <= self._sortable() or len(listed) == 1:
                 column: ColumnElement[Any] = c.identity_id
                 wanted = column == listed[0] if len(listed) == 1 else among(column, listed, self.sqlite)
                 plan = Plan(origin, table, table, [*conditions, *standing], [wanted, *ends])
-                plan.few = len(listed) > 1 or self.many <= FEW_CERTIFICATES
+                plan.few = len(listed) > 1 or self.many <= self._sortable()
                 return [plan]
-            return [Plan(origin, table, table, [*self._only(table, listed), *conditions, *standing], ends)]
-        if f.standing is not None:  # also unseen: who should have been seen by now has a row
+            return [Plan(origin, table, table, [*self._only(table, listed), *conditions, *standing], [*self._rare(table), *ends])]
+        if f.standing is not None and not self._mostly(table):  # also unseen: who should have been seen by now has a row
             return [self._by_standing(table, origin, conditions)]
         if f.issuer is not None and table is tables.found and not meaning.authorities and len(meaning.issuers) == 1:
             return [Plan(origin, table, table, conditions, [c.issuer_id == meaning.issuers[0], *ends])]
-        return [Plan(origin, table, table, conditions, ends)]
+        return [Plan(origin, table, table, [*conditions, *standing], [*self._rare(table), *ends])]
+
+    def _sortable(self) -> int:
+        """Return up to how many certificates of listed identities are sorted, as far as an index tells which of them are read."""
+        if self.filters.state == "revoked":
+            return FEW_CERTIFICATES // 10
+        return FEW_CERTIFICATES
+
+    def _rare(self, table: Table) -> list[Condition]:
+        """Return the condition of the index to walk, where there is one for what is rare."""
+        if table is not tables.certificate or self.filters.state != "revoked":
+            return []
+        return [table.c.revoked_at.is_not(None), table.c.not_after > 0]  # a bound, or SQLite takes the index by shards
+
+    def _mostly(self, table: Table) -> bool:
+        """Tell whether most of a table stands so, and other filters are met by what its index of ends covers."""
+        f = self.filters
+        return table is tables.found and f.standing == "foreign" and (f.key_type is not None or f.triage is not None)
 
     def _standing(self, sha256: ColumnElement[bytes]) -> list[Condition]:
         wanted = self.filters.standing
@@ -198,7 +217,7 @@ class Planner:
         return ends
 
     def _only(self, table: Table, ids: list[int] | None) -> list[Condition]:
-        return [] if ids is None else [among(value(table.c.identity_id), ids, self.sqlite)]
+        return [] if ids is None else [one_of(table.c.identity_id, ids, self.sqlite)]
 
     def _exact(self, table: Table) -> Condition | None:
         """Return a condition that an index answers with a few rows, where there is one."""
@@ -219,7 +238,10 @@ class Planner:
     def _by_standing(self, table: Table, origin: str, conditions: list[Condition]) -> Plan:
         """Walk along the certificates that stand so: those that are to be looked at are few."""
         standing = tables.standing
-        joined = standing.join(table, table.c.sha256 == standing.c.sha256)
+        same = table.c.sha256 == standing.c.sha256
+        if not self.sqlite:  # the end too: it says in which month to look
+            same = and_(same, table.c.not_after == standing.c.not_after)
+        joined = standing.join(table, same)
         fixed = [standing.c.state == self.filters.standing, standing.c.origin == origin, *self._ends(standing)]
         return Plan(origin, standing, joined, conditions, fixed)
 

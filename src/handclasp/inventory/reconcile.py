@@ -16,9 +16,10 @@ from sqlalchemy import Row, case, func, select
 from handclasp.clock import Clock
 from handclasp.faults import declare, fault
 from handclasp.inventory import statements, tallies
-from handclasp.inventory.rows import LISTED, USE_ROLES, in_chunks
+from handclasp.inventory.rows import LISTED, USE_ROLES
 from handclasp.inventory.states import GONE, Facts, Graces, Judgement, judge
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
@@ -79,11 +80,11 @@ class Reconciler:
     async def recount_if_due(self) -> dict[tuple[str, str], int]:
         """As :meth:`recount`, once a day, and not on the first: an installation has been counting for a day before it is looked at."""
         now = self._clock()
-        row = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == RECOUNTED))
-        if row is not None and int(row.value) + DAY > now:
+        last = await self._store.meta(RECOUNTED)
+        if last is not None and int(last) + DAY > now:
             return {}
         await self._store.ledger.commit(Write([], [Change(statements.keep_place, rows=[{"name": RECOUNTED, "value": str(now)}])]))
-        return await self.recount() if row is not None else {}
+        return await self.recount() if last is not None else {}
 
     async def recount(self) -> dict[tuple[str, str], int]:
         """Count again everything that is kept by triggers, and put right what is wrong; return by how much each counter was off.

@@ -22,6 +22,7 @@ from handclasp.clock import Clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
 from handclasp.inventory import statements
+from handclasp.inventory.differences import Differences, Open, Outcome
 from handclasp.inventory.issuers import OurAuthorities
 from handclasp.inventory.newcomers import Known, Newcomers
 from handclasp.inventory.reconcile import Reconciler
@@ -33,15 +34,13 @@ from handclasp.inventory.rows import (
     bounded,
     check_observed,
     digest,
-    in_chunks,
-    json_text,
     location_values,
     look_of,
     place_values,
     problem_text,
 )
-from handclasp.inventory.states import Facts, judge
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 from handclasp.wire.observations import Covered, Observed, Recorded, Sightings
@@ -56,8 +55,8 @@ MAX_CERTIFICATES = 300
 """Certificates in such a write; one location may have more, and is written whole."""
 ATTEMPTS = 6
 
-_Before = dict[int, dict[tuple[bytes, str], Row[Any]]]
-"""By location, its open sightings by fingerprint and role."""
+_Before = dict[int, Open]
+"""By location, what was seen there."""
 
 
 @dataclass(slots=True)
@@ -216,7 +215,7 @@ class Recorder:
                 for observed, key, at in chunk.failed
             ]
             changes.append(Change(statements.fail_location, rows=rows))
-        outcome = _Outcome()
+        outcome = Outcome()
         if chunk.changed:
             newcomers = Newcomers(self._store, await self._our_authorities(), self._clock())
             before = await self._open_sightings([row.id for _, row in chunk.changed if row is not None])
@@ -254,12 +253,12 @@ class Recorder:
 
     # --- what changed ---------------------------------------------------------------------------------------------------------------------
 
-    def _see(self, chunk: _Chunk, known: dict[bytes, Known], before: _Before, outcome: _Outcome) -> list[Change]:
+    def _see(self, chunk: _Chunk, known: dict[bytes, Known], before: _Before, outcome: Outcome) -> list[Change]:
         """Return the changes that bring locations and sightings to what was seen."""
-        writer = _Writer(chunk.source_id, self._clock(), known, self._reconciler, outcome)
+        differences = Differences(chunk.source_id, self._clock(), known, self._reconciler.graces, outcome)
         for look, row in chunk.changed:
-            writer.add(look, row, before.get(row.id, {}) if row is not None else {})
-        return [*self._locations(chunk), *writer.changes()]
+            differences.add(look, row, before.get(row.id, {}) if row is not None else {})
+        return [*self._locations(chunk), *differences.changes()]
 
     async def _open_sightings(self, ids: Sequence[int]) -> _Before:
         sighting, location = tables.sighting.c, tables.location.c
@@ -311,105 +310,6 @@ class Recorder:
             fault("record.covered")
             done.gone += len(open_here)
             await self._reconciler.judge({bytes(row.sha256) for row in open_here if row.role in STANDING_ROLES})
-
-
-@dataclass(slots=True)
-class _Outcome:
-    fresh: int = 0
-    gone: int = 0
-    unreadable: int = 0
-    judged: set[bytes] = field(default_factory=set)
-    """Certificates that were seen anew or no more."""
-    woken: bool = False
-    """Whether something came to a place that was known: what disappeared there before is judged again."""
-
-
-class _Writer:
-    """Collects what begins and ends at the locations of one write."""
-
-    def __init__(self, source_id: int, now: int, known: dict[bytes, Known], reconciler: Reconciler, outcome: _Outcome) -> None:
-        self._source_id = source_id
-        self._now = now
-        self._known = known
-        self._graces = reconciler.graces
-        self._outcome = outcome
-        self._ended: list[dict[str, Any]] = []
-        self._opened: list[dict[str, Any]] = []
-        self._stands: dict[bytes, dict[str, Any]] = {}
-        self._doubts: set[bytes] = set()
-        self._arrived: dict[int, None] = {}
-        self._due: dict[str, int] = {}
-
-    def add(self, look: Look, row: Row[Any] | None, before: dict[tuple[bytes, str], Row[Any]]) -> None:
-        """Add one location: what is there now (``look``), and the sightings that were open."""
-        for (sha256, role), sighting in before.items():
-            if (sha256, role) not in look.sightings:
-                last = sighting.seen_at or look.at
-                self._ended.append({"location_id": sighting.location_id, "sha256": sha256, "role": role, "at": look.at, "last": last})
-                self._outcome.gone += 1
-                if role in STANDING_ROLES:
-                    self._doubts.add(sha256)
-        for (sha256, role), (chain, how) in look.sightings.items():
-            there = before.get((sha256, role))
-            if there is not None and (there.chain, there.how) == (chain, how):
-                continue
-            self._opened.append(
-                {"source_id": self._source_id, "key": look.key, "sha256": sha256, "role": role, "chain": chain, "how": how, "at": look.at}
-            )
-            if there is None:
-                self._stand(sha256, role, look.at)
-                if row is not None and role in USE_ROLES:
-                    self._arrived[row.id] = None
-        self._is_due(look, row, before)
-
-    def _stand(self, sha256: bytes, role: str, at: int) -> None:
-        known = self._known[sha256]
-        if (role not in STANDING_ROLES or known.is_ca) and not known.is_rogue_authority:
-            return
-        if role == LISTED and known.origin == "issued":
-            return  # that it exists was known
-        self._outcome.judged.add(sha256)
-        used = role in USE_ROLES
-        facts = Facts(
-            known.origin, known.not_after, at, int(used), int(role == LISTED), used,
-            superseded_at=known.superseded_at, revoked_at=known.revoked_at, ours=known.is_unissued,
-        )  # fmt: skip
-        judgement = judge(facts, self._now, self._graces)
-        assert judgement is not None
-        if sha256 not in self._stands and not known.is_seen:
-            self._outcome.fresh += 1
-        self._stands.setdefault(
-            sha256,
-            {
-                "sha256": sha256, "origin": known.origin, "state": judgement.state, "now": self._now, "identity": known.identity or None,
-                "not_after": known.not_after, "at": at, "open": facts.open,
-            },
-        )  # fmt: skip
-
-    def _is_due(self, look: Look, row: Row[Any] | None, before: dict[tuple[bytes, str], Row[Any]]) -> None:
-        """Note whose owner is to be derived again: those that are new here, or all where what says so changed."""
-        same_facts = row is not None and row.content is not None and row.facts == json_text(look.observed.facts)
-        there = {self._known[sha256].identity for sha256, role in before if role in STANDING_ROLES and sha256 in self._known}
-        for sha256, role in look.sightings:
-            identity = self._known[sha256].identity
-            if identity and role in STANDING_ROLES and not (same_facts and identity in there):
-                self._due[identity] = look.at
-
-    def changes(self) -> list[Change]:
-        """Return what is to be written, in its order."""
-        self._outcome.judged |= self._doubts
-        self._outcome.woken = bool(self._arrived)
-        doubts = [{"sha256": one} for one in sorted(self._doubts - self._stands.keys())]
-        due = [{"identity": identity, "at": at} for identity, at in sorted(self._due.items())]
-        todo: list[tuple[Any, list[dict[str, Any]]]] = [
-            (statements.end_sighting, self._ended),
-            (statements.open_sighting, self._opened),
-            (statements.doubt_gone, [{"location_id": one} for one in self._arrived]),
-            (statements.doubt, doubts),
-            (statements.stand, list(self._stands.values())),
-            (statements.due_by_name, due),
-        ]
-        return [Change(statement, rows=rows) for statement, rows in todo if rows]
 
 
 def _parts(observed: Sequence[Observed]) -> list[list[Observed]]:

@@ -6,30 +6,47 @@ are worth listing, nothing is listed, and each certificate that is looked at is 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
 from sqlalchemy import func, or_, select
-from sqlalchemy.sql import Select
+from sqlalchemy.sql import ColumnElement, FromClause, Select
 
 from handclasp.errors import HandclaspError, Kind
-from handclasp.inventory.conditions import Condition, among, begins, holds, name_trigram
-from handclasp.inventory.filters import NOBODY, Filters, NamePattern, fingerprint_range
+from handclasp.inventory.conditions import Condition, begins, holds, identity_exists, name_trigram, of_identity, value
+from handclasp.inventory.filters import ANY, NOBODY, Filters, NamePattern, fingerprint_range
 from handclasp.inventory.names import own_name
 from handclasp.store import tables
 from handclasp.store.database import Store
 
-FEW = 4000
-"""Names or identities that are listed at most."""
+FEW = 8000
+"""Identities that are listed at most."""
 
 PATIENCE = 0.04
 """Seconds that an index of names may take: trigrams that all names have in common can take long to tell a rare name from the others."""
 
+BROAD_SECONDS, SLOW_SECONDS = 60.0, 2.0
+"""How long it is remembered that a question had more answers than are listed, or took too long: it is not tried again for each page."""
+
+BESIDE_SECONDS = 1.0
+"""How long it may take beside, where other pages of a list need not wait for it."""
+
+TEXT_SECONDS = 3.0
+"""How long it is remembered which identities have a text in their names: a page later they are the same."""
+
+_REMEMBERED = 1000
+"""Such questions that are remembered."""
+_KEPT_LISTS = 16
+
 _DIGITS = re.compile(r"[0-9a-f]{8,64}")
 _DIRECT = 200
+_OWN = ("tier", "environment", "owner", "spiffe")
 
 
 @dataclass(slots=True)
@@ -54,13 +71,26 @@ class Meaning:
     """Whether nothing can fit, because what a filter names is not there."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The identities that have a text in their names, up to the identity ``last``; true enough until then."""
+
+    until: float
+    ids: list[int]
+    last: int
+
+
 class Resolver:
-    """Reads what filters speak of. What an authority is called never changes, so it is remembered."""
+    """Reads what filters speak of. What an authority is called never changes, so it is remembered until there are others."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._sqlite = store.is_sqlite
         self._called: dict[int, tuple[str, str]] = {}
+        self._generation: int | None = None
+        self._broad: dict[Hashable, float] = {}
+        self._texts: dict[Hashable, _Text] = {}
+        self._beside: asyncio.Task[None] | None = None
 
     async def resolve(self, filters: Filters) -> Meaning:
         """Return what the filters mean now."""
@@ -77,19 +107,18 @@ class Resolver:
         if filters.q is not None:
             meaning.direct = await self._direct(filters.q)
             if not meaning.direct:
-                meaning.q_issuers = await self._issuers(filters.q)
-                meaning.q_owners = await self._owners(filters.q)
+                meaning.q_issuers, meaning.q_owners = await asyncio.gather(self._issuers(filters.q), self._owners(filters.q))
         if not meaning.nothing:
             await self._identities(filters, meaning)
         return meaning
 
     async def names_of_authorities(self) -> dict[int, tuple[str, str]]:
         """Return the name and the subject (RFC 4514) of each authority."""
-        authority = tables.authority.c
-        missing = await self._store.rows(select(authority.id))
-        if any(row.id not in self._called for row in missing):
-            for row in await self._store.rows(select(authority.id, authority.name, authority.der)):
-                self._called[row.id] = (row.name, _subject(row.der))
+        generation, authority = self._store.generation, tables.authority.c
+        if generation != self._generation:
+            rows = await self._store.rows(select(authority.id, authority.name, authority.der))
+            self._called = {row.id: self._called.get(row.id) or (row.name, _subject(row.der)) for row in rows}
+            self._generation = generation
         return self._called
 
     async def _authorities(self, filters: Filters, meaning: Meaning) -> None:
@@ -134,29 +163,29 @@ class Resolver:
         """List identities by the first filter that few of them meet."""
         identity = tables.identity.c
         if filters.identity is not None:
-            await self._list(meaning, "identity", select(identity.id).where(identity.name == filters.identity))
+            await self._list(filters, meaning, "identity", select(identity.id).where(identity.name == filters.identity))
             return
         if filters.name is not None and await self._named(meaning, "name", filters.name):
             return
-        if filters.spiffe is not None and await self._list(meaning, "spiffe", self._below(filters.spiffe)):
+        if filters.spiffe is not None and await self._list(filters, meaning, "spiffe", self._below(filters.spiffe)):
             return
-        if filters.q is not None and not meaning.direct and await self._by_text(filters.q, meaning):
+        if filters.q is not None and not meaning.direct and await self._by_text(filters, meaning):
             return
         if filters.owner is not None:
             owner = identity.owner.is_(None) if filters.owner == NOBODY else identity.owner == filters.owner
-            await self._list(meaning, "owner", select(identity.id).where(owner))
+            await self._list(filters, meaning, "owner", select(identity.id).where(owner))
 
     def _below(self, spiffe: str) -> Select[Any]:
         name = tables.identity.c.name
         return select(tables.identity.c.id).where(or_(name == spiffe, begins(name, f"{spiffe}/", self._sqlite)))
 
-    async def _list(self, meaning: Meaning, which: str, query: Select[Any]) -> bool:
-        rows = await self._try(query.limit(FEW + 1))
-        if rows is None or len(rows) > FEW:
+    async def _list(self, filters: Filters, meaning: Meaning, which: str, query: Select[Any]) -> bool:
+        ids = await self._try((which, getattr(filters, which)), query)
+        if ids is None:
             return False
-        meaning.ids = [row[0] for row in rows]
+        meaning.ids = ids
         meaning.met = frozenset((which,))
-        meaning.nothing |= not rows
+        meaning.nothing |= not ids
         return True
 
     async def _named(self, meaning: Meaning, which: str, pattern: NamePattern) -> bool:
@@ -167,9 +196,14 @@ class Resolver:
         meaning.nothing |= not ids
         return True
 
-    async def _by_text(self, q: str, meaning: Meaning) -> bool:
-        """List the identities that have ``q`` in a name, or in their owner. Others may still fit by their issuer."""
-        ids = await self._of_names(NamePattern("part", q))
+    async def _by_text(self, filters: Filters, meaning: Meaning) -> bool:
+        """List the identities that have ``q`` in a name, or in their owner. Others may still fit by their issuer.
+
+        Of those in whose names it is, only such as meet the other filters over identities: each is asked anyway, and together they are few.
+        """
+        assert filters.q is not None
+        own = {name: getattr(filters, name) for name in _OWN if getattr(filters, name) is not None}
+        ids = await self._of_names(NamePattern("part", filters.q), Filters(**own))
         if ids is None:
             return False
         if meaning.q_owners:
@@ -181,49 +215,108 @@ class Resolver:
         meaning.ids, meaning.met = ids, frozenset(("q",))
         return True
 
-    async def _of_names(self, pattern: NamePattern) -> list[int] | None:
-        """Return the identities with such a name; None when they are not few, or cannot be told in time."""
-        query = self._names(pattern)
-        if query is None:
+    async def _of_names(self, pattern: NamePattern, own: Filters = ANY) -> list[int] | None:
+        """Return the identities with such a name that meet ``own``; None when they are not few, or cannot be told in time."""
+        found = self._names(pattern)
+        if found is None:
             return None
-        names = await self._try(query.limit(FEW + 1))
-        if names is None or len(names) > FEW:
-            return None
+        names, number, condition = found
         link = tables.identity_name.c
-        wanted = among(link.name_id, [row[0] for row in names], self._sqlite)
-        ids = await self._store.rows(select(link.identity_id).where(wanted).limit(4 * FEW))
-        if len(ids) >= 4 * FEW:
+        # Written so that the index of names is read first, and no more of it than is needed.
+        query = select(link.identity_id).select_from(names.join(tables.identity_name, link.name_id == value(number))).where(condition)
+        conditions = of_identity(own)
+        if conditions:
+            query = query.where(identity_exists(link.identity_id, *conditions))
+        question = (pattern, own)
+        kept = self._texts.get(question)
+        if kept is not None and kept.until > time.monotonic():
+            return list({*kept.ids, *await self._newcomers(pattern, kept.last)})
+        if self._is_broad(question):
             return None
-        return list({row.identity_id for row in ids} | await self._newcomers(pattern))
-
-    async def _newcomers(self, pattern: NamePattern) -> set[int]:
-        """Return identities whose own name fits, of those whose names are not listed yet: that takes a moment after the first issuance."""
-        identity, link = tables.identity.c, tables.identity_name.c
         row = await self._store.row(select(func.max(link.identity_id).label("last")))
         last = row.last if row is not None and row.last is not None else 0
+        ids = await self._try(question, query)
+        if ids is None:
+            if self._is_slow(question):
+                self._ask_beside(question, query, last)
+            return None
+        if own == ANY and len(ids) > _DIRECT:  # for the pages of a moment; names come to it a moment after they are issued anyway
+            self._keep(question, ids, last)
+        return list({*ids, *await self._newcomers(pattern, last)})
+
+    def _keep(self, question: Hashable, ids: list[int], last: int) -> None:
+        _remember(self._texts, question, _Text(time.monotonic() + TEXT_SECONDS, ids, last), _KEPT_LISTS)
+
+    def _ask_beside(self, question: Hashable, query: Select[Any], last: int) -> None:
+        """Have a question that took too long answered to its end, beside the walk that goes on without it: for the next page of the list.
+
+        One at a time: it is only worth it for whoever pages on now.
+        """
+        if self._store.is_sqlite or (self._beside is not None and not self._beside.done()):
+            return
+
+        async def ask() -> None:
+            with contextlib.suppress(HandclaspError):
+                rows = await self._store.rows(query.limit(4 * FEW + 1), within=BESIDE_SECONDS)
+                if len(rows) <= 4 * FEW:  # too many to look each up, but a walk looks at its own rows only
+                    self._broad.pop(question, None)
+                    self._keep(question, [row[0] for row in rows], last)
+                    return
+            _remember(self._broad, question, time.monotonic() + BROAD_SECONDS)
+
+        self._beside = asyncio.create_task(ask(), name="identities of a text")
+
+    async def _newcomers(self, pattern: NamePattern, last: int) -> set[int]:
+        """Return identities whose own name fits, of those whose names are not listed yet: that takes a moment after the first issuance.
+
+        ``last`` is the newest of those whose names were listed before they were read.
+        """
+        identity = tables.identity.c
         rows = await self._store.rows(select(identity.id, identity.name).where(identity.id > last).order_by(identity.id.desc()).limit(FEW))
         return {row.id for row in rows if _fits(own_name(row.name).lower(), pattern)}
 
-    def _names(self, pattern: NamePattern) -> Select[Any] | None:
+    def _names(self, pattern: NamePattern) -> tuple[FromClause, ColumnElement[int], Condition] | None:
+        """Return where such names are looked up: the table, its column of ``name.id``, and the condition."""
         name = tables.name.c
         if pattern.kind == "exact":
-            return select(name.id).where(name.text == pattern.text)
+            return tables.name, name.id, name.text == pattern.text
         if pattern.kind == "suffix":
-            return select(name.id).where(begins(name.reversed, pattern.text[::-1], self._sqlite))
+            return tables.name, name.id, begins(name.reversed, pattern.text[::-1], self._sqlite)
         if len(pattern.text) < 3:  # it has no trigram, and it is no rare text
             return None
         if self._sqlite:
             phrase = '"' + pattern.text.replace('"', '""') + '"'
-            return select(name_trigram.c.rowid).where(name_trigram.c.name_trigram.match(phrase))
-        return select(name.id).where(name.text.contains(pattern.text, autoescape=True))
+            return name_trigram, name_trigram.c.rowid, name_trigram.c.name_trigram.match(phrase)
+        return tables.name, name.id, name.text.contains(pattern.text, autoescape=True)
 
-    async def _try(self, query: Select[Any]) -> Sequence[Any] | None:
+    def _is_broad(self, question: Hashable) -> bool:
+        return self._broad.get(question, 0.0) > time.monotonic()
+
+    def _is_slow(self, question: Hashable) -> bool:
+        return self._broad.get(question, 0.0) <= time.monotonic() + SLOW_SECONDS
+
+    async def _try(self, question: Hashable, query: Select[Any]) -> list[int] | None:
+        """Return the numbers that ``query`` lists; None when they are not few, or take too long, or did so a moment ago."""
+        if self._is_broad(question):
+            return None
         try:
-            return await self._store.rows(query, within=PATIENCE)
+            rows: Sequence[Any] | None = await self._store.rows(query.limit(FEW + 1), within=PATIENCE)
+            seconds = BROAD_SECONDS
         except HandclaspError as error:
             if error.kind is not Kind.TIMEOUT:
                 raise
-            return None
+            rows, seconds = None, SLOW_SECONDS
+        if rows is not None and len(rows) <= FEW:
+            return [row[0] for row in rows]
+        _remember(self._broad, question, time.monotonic() + seconds)
+        return None
+
+
+def _remember(kept: dict[Any, Any], question: Hashable, answer: Any, most: int = _REMEMBERED) -> None:
+    kept.pop(question, None)
+    if len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[question] = answer
 
 
 def _fits(name: str, pattern: NamePattern) -> bool:

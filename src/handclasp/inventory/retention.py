@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql
 from handclasp.clock import Clock, rfc3339
 from handclasp.faults import declare, fault
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.partitions import Month, Partitions
 from handclasp.store.writes import Change, Write
@@ -122,8 +123,7 @@ class Retention:
         table = tables.metadata.tables[name]
         key = _key(name)
         async for rows in self._pages(table, goes(table), list(order) or key, limit):
-            for start in range(0, len(rows), AT_ONCE):
-                these = rows[start : start + AT_ONCE]
+            for these in in_chunks(rows, AT_ONCE):
                 fault("retention.found")
                 await self._commit([Change(delete(table).where(_among(key, these), goes(table)))])
                 self._count(name, len(these))

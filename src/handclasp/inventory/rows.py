@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,8 +237,3 @@ def place_values(observed: Observed) -> dict[str, Any]:
 def problem_text(problem: str) -> str:
     """Return the reason why a location could not be read, as it is kept."""
     return plain(problem)[:1000]
-
-
-def in_chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Return ``items`` in pieces of at most ``size``."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

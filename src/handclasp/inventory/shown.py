@@ -15,6 +15,7 @@ from handclasp.inventory.conditions import Key
 from handclasp.pki.chains import to_pem
 from handclasp.pki.crl import REASONS
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.wire import Certificate
 
@@ -71,7 +72,7 @@ async def fetch(
         ("found", found, _found_query(der), tables.found),
     ):
         keys = [key for key, where in wanted if where == origin]
-        for some in (keys[start : start + _TOGETHER] for start in range(0, len(keys), _TOGETHER)):
+        for some in in_chunks(keys, _TOGETHER):
             # The ends too: they say in which months of the table to look.
             first, last = min(key[0] for key in some), max(key[0] for key in some)
             these = table.c.sha256.in_([key[1] for key in some])

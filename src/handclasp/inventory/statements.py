@@ -56,17 +56,6 @@ sum_issued = text(
     " newest_renew_before = excluded.newest_renew_before, newest_origin = excluded.newest_origin"
 )
 
-_LATER = "CASE WHEN excluded.since_at > assignment_due.since_at THEN excluded.since_at ELSE assignment_due.since_at + 1 END"
-due_by_name = text(
-    "INSERT INTO assignment_due (identity_id, since_at) SELECT id, :at FROM identity WHERE name = :identity"  # noqa: S608
-    f" ON CONFLICT (identity_id) DO UPDATE SET since_at = {_LATER}"
-)
-due_by_id = text(
-    "INSERT INTO assignment_due (identity_id, since_at) VALUES (:identity_id, :at)"  # noqa: S608
-    f" ON CONFLICT (identity_id) DO UPDATE SET since_at = {_LATER}"
-)
-"""Whose owner is to be derived again. The time always rises, so whoever takes a row sees whether something came since."""
-
 # --- locations ----------------------------------------------------------------------------------------------------------------------------
 
 add_location = text(

@@ -158,9 +158,9 @@ def _renewal_steps(subject: Subject, now: int) -> list[NextStep]:
                 sha256=one.newest,
             )
         )
-    if one.state in ("ok", "overdue") and not subject.grants and subject.denied_by is None:
+    if one.state in ("ok", "overdue") and not subject.grants and not subject.agents and subject.denied_by is None:
         text = "no grant and no token covers its name any more: it can be renewed only by the grant that it began with"
-        steps.append(NextStep(kind="nobody", level=ATTENTION, text=text, command="handclasp policy show"))
+        steps.append(NextStep(kind="no_grant", level=ATTENTION, text=text, command="handclasp policy show"))
     return steps
 
 
@@ -168,13 +168,13 @@ def _owner_steps(subject: Subject, now: int) -> list[NextStep]:
     one = subject.identity
     if one.owner is None:
         said = next((f": {e.owner} is a guess, by {e.rule}" for e in subject.evidence if e.owner and e.evidence != "denied"), "")
-        command = f"handclasp identity assign {one.identity} --owner OWNER"
+        command = f"handclasp identity assign {one.identity} --owner OWNER --reason REASON"
         return [NextStep(kind="unowned", level=ATTENTION, text=f"nobody owns it{said}", command=command)]
     steps = []
     others = sorted({e.owner for e in subject.evidence if e.owner and e.owner != one.owner and e.evidence != "denied"})
     if any(e.stands in ("disputed", "contested") for e in subject.evidence) and others:
         text = f"it is {one.owner}'s, and something says that it is {' or '.join(others)}'s"
-        command = f"handclasp identity assign {one.identity} --owner {one.owner}"
+        command = f"handclasp identity assign {one.identity} --owner {one.owner} --reason REASON"
         steps.append(NextStep(kind="conflict", level=ATTENTION, text=text, command=command))
     for e in subject.evidence:
         if e.due is not None and parse_rfc3339(e.due) <= now:

@@ -17,7 +17,7 @@ from handclasp.inventory.conditions import Condition, Key, Order
 from handclasp.store.database import Store
 
 FIRST_STRETCH = 1_000
-LONGEST_STRETCH = 16_000
+LONGEST_STRETCH = 60_000
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ async def _walk(store: Store, plan: Plan, order: Order, after: Key | None, limit
             return Found(keys, plan.origin, place)
         # As long as fits into what is left, going by the last one; the next may be slower, so not much longer than that.
         fitting = int(stretch * left / max(now - started, 1e-4))
-        stretch = max(FIRST_STRETCH, min(4 * stretch, fitting, LONGEST_STRETCH))
+        stretch = max(FIRST_STRETCH, min(6 * stretch, fitting, LONGEST_STRETCH))
 
 
 def merge(parts: Sequence[Found], order: Order, limit: int) -> tuple[list[tuple[Key, str]], Key | None]:

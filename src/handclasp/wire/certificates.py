@@ -20,7 +20,7 @@ class Sighting(Response, kw_only=True):
     host: str | None
     source: str
     role: str
-    """``served``, ``stored``, ``chain`` or ``anchor``."""
+    """``served``, ``stored``, ``listed`` (it exists, and that is all that is known), ``chain`` or ``anchor``."""
     chain: list[str]
     """Fingerprints of what came with it, in its order, without the certificate itself."""
     how: dict[str, Any]

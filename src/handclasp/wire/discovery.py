@@ -73,7 +73,7 @@ class Scan(Response, kw_only=True):
     """Places that could not be read. What was seen there before is not gone for that."""
     certificates: int
     fresh: int
-    """Certificates that nobody had seen before."""
+    """Certificates that nobody had seen before, but for those of chains."""
     gone: int
     """Sightings that ended."""
     problem: str | None

@@ -14,6 +14,11 @@ from handclasp.wire.base import Request, Response
 from handclasp.wire.observations import Observed, Recorded, Text
 
 
+def host_of(identity: str) -> str:
+    """Return the name of the host that an agent's identity speaks of: what follows ``/agent/`` in it."""
+    return identity.rpartition("/agent/")[2] or identity
+
+
 def key_of(identity: str, path: str) -> str:
     """Return the key of the location that a file on an agent's host is."""
     return f"file:{identity}:{path}"

@@ -98,7 +98,7 @@ class Recorded(Response, kw_only=True):
     certificates: int
     """Certificates seen, each as often as it was."""
     fresh: int
-    """Certificates that nobody had seen before."""
+    """Certificates that nobody had seen before, but for those of chains."""
     gone: int
     """Sightings that ended."""
     unreadable: int = 0
