@@ -37,10 +37,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Stubber]]:
         one.assert_no_pending_responses()
 
 
-def test_certificates_with_tags_page_by_page(stub: dict[str, Stubber]) -> None:
+@pytest.mark.parametrize(("in_use", "role"), [(True, "stored"), (False, "listed")])
+def test_certificates_with_tags_page_by_page(stub: dict[str, Stubber], in_use: bool, role: str) -> None:
     acm, listed = stub["acm"], {"Includes": {"keyTypes": aws._KEY_TYPES}}
     other = ARN[:-1] + "6"
-    summary = {"CertificateArn": ARN, "DomainName": "web.test", "Status": "ISSUED", "Type": "IMPORTED", "InUse": True}
+    summary = {"CertificateArn": ARN, "DomainName": "web.test", "Status": "ISSUED", "Type": "IMPORTED", "InUse": in_use}
     waiting = {"CertificateArn": other, "DomainName": "new.test", "Status": "PENDING_VALIDATION"}
     acm.add_response("list_certificates", {"CertificateSummaryList": [summary], "NextToken": "more"}, listed)
     acm.add_response(
@@ -51,8 +52,8 @@ def test_certificates_with_tags_page_by_page(stub: dict[str, Stubber]) -> None:
     items = read(AWS, AwsSettings(regions=["eu-central-1"], services=["acm"]), tools())
     (found,) = observed(items).values()
     assert (found.key, found.kind, found.facts) == (f"aws:{ARN}", "cloud", {"tags": {"team": "web", "bare": ""}})
-    assert [(one.der, one.chain) for one in found.certificates] == [(der(LEAF), [der(MAKER.root)])]
-    assert found.details == {"status": "ISSUED", "type": "IMPORTED", "in_use": True, "domain": "web.test"}
+    assert [(one.der, one.role, one.chain) for one in found.certificates] == [(der(LEAF), role, [der(MAKER.root)])]
+    assert found.details == {"status": "ISSUED", "type": "IMPORTED", "in_use": in_use, "domain": "web.test"}
     assert covered(items) == ["aws:eu-central-1/acm"]
 
 

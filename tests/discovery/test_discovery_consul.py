@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handclasp.discovery.consul import CONSUL, ConsulSettings, _Dump, _inline
+from handclasp.discovery.consul.kind import CONSUL
+from handclasp.discovery.consul.proxies import _Dump, _inline
+from handclasp.discovery.consul.settings import ConsulSettings
 from handclasp.discovery.kinds import load_kind
 from handclasp.discovery.source import Failed, Scope
 from handclasp.errors import HandclaspError, Kind
@@ -139,7 +141,9 @@ def test_the_address_that_gives_keys_is_never_asked(tmp_path: Path) -> None:
             "/v1/connect/ca/roots", "/v1/agent/connect/ca/roots", "/v1/connect/ca/configuration", "/v1/connect/intentions",
             "/proxy/web/config_dump",
         }  # fmt: skip
-    assert "ca/leaf" not in (Path(__file__).parents[2] / "src/handclasp/discovery/consul.py").read_text()
+    sources = list((Path(__file__).parents[2] / "src/handclasp/discovery/consul").glob("*.py"))
+    assert sources
+    assert not any("ca/leaf" in source.read_text() for source in sources)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_entries_for_the_domains_are_kept(static: bool) -> None:
         assert entries(items) == {300: OURS[0], 301: OURS[0], 302: OURS[1]}
         found = observed(items)[f"ct:{log.url[7:]}/300"]
         assert (found.details["precertificate"], found.problem, found.certificates[0].how) == (True, None, {"precertificate": True})
-        assert found.certificates[0].chain == ([] if static else [der(MAKER.root)])
+        assert (found.certificates[0].role, found.certificates[0].chain) == ("listed", [] if static else [der(MAKER.root)])
         assert covered(items) == [f"ct:{log.url[7:]} read up to"]
 
 

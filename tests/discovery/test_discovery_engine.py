@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from sqlalchemy import select
 
+from handclasp.discovery.endings import parts_of
 from handclasp.discovery.leases import ATTEMPTS, Progress
-from handclasp.discovery.scans import parts_of, problems_of
+from handclasp.discovery.scans import problems_of
 from handclasp.discovery.sources import Wanted
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
@@ -152,13 +153,14 @@ def test_a_worker_that_is_not_heard_of_loses_its_part_and_its_word_counts_no_mor
         await house.leases.report(first, Progress(place="3", read=3))
         clock.at += 59_000
         assert await house.leases.take("second", runs=["server"]) is None
-        assert await house.leases.beat(first)
+        await house.leases.report(first, Progress())
         clock.at += 60_000
         second = await house.leases.take("second", runs=["server"])
         assert second is not None
         assert (second.number, second.place) == (1, "3")
         assert not await house.leases.held(first)
-        assert not await house.leases.beat(first)
+        with refused(Kind.CONFLICT):
+            await house.leases.report(first, Progress())
         with refused(Kind.CONFLICT):
             await house.leases.done(first, Progress(read=100))
         await house.leases.done(second, Progress(read=2))

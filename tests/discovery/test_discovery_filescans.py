@@ -136,7 +136,10 @@ def test_one_part_for_each_agent_that_is_meant(migrated_url: str, tmp_path: Any)
             assert not await here.scans.concerns(DB)
             assert (await here.scans.take(DB, FileSightings(scan="one"))).over
             claimed = {"owner": "web", "zone": "b", "workload_labels": {"team": "web"}}
-            found = [seen(WEB, "/etc/tls.pem", facts=claimed), seen(WEB, "/etc/tls.key", certificates=[], private_key=SeenKey(spki_sha256=bytes(32)))]
+            found = [
+                seen(WEB, "/etc/tls.pem", facts=claimed),
+                seen(WEB, "/etc/tls.key", certificates=[], private_key=SeenKey(spki_sha256=bytes(32))),
+            ]
             answer = await here.scans.take(WEB, FileSightings(scan="one", observed=found, read=7))
             assert (answer.recorded.locations, answer.recorded.fresh, answer.over) == (2, 1, False)
             done = FileSightings(scan="one", covered=[unit_of(WEB, "/etc")], done=True)
@@ -165,6 +168,7 @@ def test_one_part_for_each_agent_that_is_meant(migrated_url: str, tmp_path: Any)
         FileSightings(scan="one", observed=[seen(WEB, "/etc/x.pem", kind="endpoint")]),
         FileSightings(scan="one", observed=[seen(WEB, "/etc/x.pem", key=f"file:{WEB}-2:/etc/x")]),
         FileSightings(scan="one", observed=[seen(WEB, "/etc/x.pem", certificates=[Seen(der=LEAF, role="served")])]),
+        FileSightings(scan="one", observed=[seen(WEB, "/etc/x.pem", certificates=[Seen(sha256=bytes(32), identity="dns:db.test")])]),
         FileSightings(scan="one", unchanged=[Unchanged(key=key_of(DB, "/etc/x.pem"), digest="d1")]),
         FileSightings(scan="one", covered=[unit_of(DB, "/etc")]),
         FileSightings(scan="one", covered=["files:"]),
@@ -311,5 +315,23 @@ def test_reported_targets_are_sightings(migrated_url: str, tmp_path: Any) -> Non
             assert (await here.location(f"agent:{WEB}:api")).gone_at is not None
             row = await here.row(tables.source, tables.source.c.kind == "agent")
             assert (row.name, row.every) == ("agents", 0)
+
+    asyncio.run(run())
+
+
+def test_what_could_not_be_recorded_is_recorded_at_the_end(migrated_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with room(migrated_url, tmp_path) as here:
+
+            async def away(_: Write) -> int:
+                raise HandclaspError(Kind.UNAVAILABLE, "the database is away")
+
+            here.reported.note(WEB, report(AgentTarget(name="/etc/tls", state="ok", sha256="aa" * 32)), changed=True)
+            with monkeypatch.context() as outage:
+                outage.setattr(here.house.store.ledger, "commit", away)
+                with pytest.raises(HandclaspError):
+                    await here.reported.flush()
+            await here.reported.close()
+            assert await here.open_at(f"agent:{WEB}:/etc/tls") == [bytes.fromhex("aa" * 32)]
 
     asyncio.run(run())

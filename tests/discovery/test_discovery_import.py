@@ -115,7 +115,7 @@ def test_what_lemur_exports(document: Any) -> None:
     assert one.key == f"import:{DIGEST}"
     assert one.shown == LEMUR["name"]
     assert one.facts == {"tags": {"owner": "team-web@example.org", "description": "front door"}}
-    assert one.certificates[0].der == LEAF
+    assert (one.certificates[0].der, one.certificates[0].role) == (LEAF, "listed")
     assert len(one.certificates[0].chain) == 1
     assert done.keys == 1
     assert b"PRIVATE" not in msgspec.json.encode(one)

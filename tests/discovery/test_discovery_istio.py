@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.server
 import json
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from handclasp.discovery.kubernetes import api as kubernetes_api
 from handclasp.discovery.promtext import samples
 from handclasp.discovery.source import Failed, Observed, Place, Scope
 from handclasp.errors import Kind
+from support.answering import answering
 from support.errors import allowing, refused
 from support.fake_server import FakeAuthority, key_pem, pem
 from support.istio_dumps import envoy, ztunnel
@@ -49,29 +47,6 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def api(tmp_path: Path) -> Iterator[KubeApi]:
     with kube_api(tmp_path / "cluster") as one:
         yield one
-
-
-@contextmanager
-def admin_port(answers: dict[str, bytes]) -> Iterator[str]:
-    """What listens on 15000: plain HTTP."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answers.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def dump_of(data: bytes, size: int) -> tuple[Dump, list[Observed | Failed]]:
@@ -185,8 +160,8 @@ def test_an_element_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_proxies_by_url_and_by_file(api: KubeApi) -> None:
     (api.home / "node-2.json").write_bytes(ENVOY)
-    with admin_port({"/config_dump": ZTUNNEL}) as address:
-        given = api.access(namespaces=[], urls=[f"node-1=http://{address}/config_dump"], dumps=["node-2.json"])
+    with answering({"/config_dump": ZTUNNEL}) as url:
+        given = api.access(namespaces=[], urls=[f"node-1={url}/config_dump"], dumps=["node-2.json"])
         found = read(ISTIO, given, api.home)
     assert found[f"mesh:c1/node-1#{IDENTITIES[0]}"].host == "node-1"
     assert found["mesh:c1/node-2#default"].certificates[0].der == SIDECAR
@@ -198,8 +173,8 @@ def test_a_proxy_that_cannot_be_read_failed_and_nothing_is_covered(api: KubeApi)
     (api.home / "old.json").write_bytes(ZTUNNEL)
     os.utime(api.home / "old.json", (0, 0))
     (api.home / "cut.json").write_bytes(ZTUNNEL[:-100])
-    with admin_port({"/config_dump": ZTUNNEL}) as address:
-        urls = [f"a=http://{address}/config_dump", f"b=http://{address}/gone", "c=http://127.0.0.1:1/config_dump"]
+    with answering({"/config_dump": ZTUNNEL}) as url:
+        urls = [f"a={url}/config_dump", f"b={url}/gone", "c=http://127.0.0.1:1/config_dump"]
         found = read(ISTIO, api.access(namespaces=[], urls=urls, dumps=["old.json", "cut.json", "missing.json"]), api.home)
     assert sorted(one.what for one in found.failed) == ["b", "c", "cut", "missing", "old"]
     assert "minutes old" in next(one.problem for one in found.failed if one.what == "old")
@@ -324,8 +299,8 @@ def test_metrics_are_details(api: KubeApi) -> None:
         b'istio_agent_cert_expiry_seconds_more 1\ncitadel_server_root_cert_expiry_timestamp 1.9e+09 1700000000000\nother 3\n'
         b'istio_agent_cert_expiry_seconds{resource_name="a\\"b,}"} NaN\nistio_agent_cert_expiry_seconds{ 1\n'
     )  # fmt: skip
-    with admin_port({"/stats/prometheus": text}) as address:
-        given = api.access(namespaces=[], metrics=[f"http://{address}/stats/prometheus", f"http://{address}/none"])
+    with answering({"/stats/prometheus": text}) as url:
+        given = api.access(namespaces=[], metrics=[f"{url}/stats/prometheus", f"{url}/none"])
         found = read(ISTIO, given, api.home)
     good, bad = found.observed
     expected = {"istio_agent_cert_expiry_seconds{resource_name=default}": 86399.5, "citadel_server_root_cert_expiry_timestamp": 1.9e9}

@@ -238,10 +238,10 @@ def test_what_was_signed_through_the_api(api: KubeApi) -> None:
     )
     found = whole(api)
     one = found["k8s:c1/signed/kubernetes.io/kubelet-serving/system:node:n1"]
-    assert [seen.der for seen in one.certificates] == [newest]
+    assert [(seen.der, seen.role) for seen in one.certificates] == [(newest, "listed")]
     assert one.kind == "ca"
     pod = found["k8s:c1/prod/podcertificate/example.org/mesh/web/web-1"]
-    assert [seen.der for seen in pod.certificates] == [newest]
+    assert [(seen.der, seen.role) for seen in pod.certificates] == [(newest, "listed")]
     assert pod.facts["service_account"] == "web"
     ages = {one.unit: system_clock() - one.began_at for one in found.covered}
     assert ages["c1/*/signingrequests"] > 366 * 86_400_000, "an object that went says nothing"

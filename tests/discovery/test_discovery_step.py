@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +16,7 @@ from handclasp.discovery import step
 from handclasp.discovery.source import Count, Place, Scope
 from handclasp.discovery.step import STEP, StepSettings
 from handclasp.errors import HandclaspError
+from support.answering import Answering
 from support.certfiles import Maker, der, pem
 from support.sources import last_place, observed, read, tools
 
@@ -25,34 +24,22 @@ MAKER = Maker()
 LEAVES = {str(1000 + number * 317): MAKER.leaf(f"{number}.elsewhere.test")[0] for number in range(6)}
 
 
-class Authority:
+class Authority(Answering):
     """The lists of a step-ca."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.answers: dict[str, Any] = {"/roots": {"crts": [pem(MAKER.root).decode()]}, "/federation": {"crts": None}}
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                found = outer.answers.get(urlsplit(self.path).path)
-                self.send_response(200 if found is not None else 404)
-                self.end_headers()
-                self.wfile.write(json.dumps(found).encode())
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+    def answer(self, target: str, headers: Any) -> tuple[int, bytes]:
+        found = self.answers.get(urlsplit(target).path)
+        return 200 if found is not None else 404, json.dumps(found).encode()
 
 
 @pytest.fixture
 def authority() -> Iterator[Authority]:
-    made = Authority()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Authority() as made:
+        yield made
 
 
 async def fill(url: str, revoked: str = "") -> None:
@@ -93,7 +80,8 @@ def test_what_was_issued(authority: Authority, postgres_url: str, tmp_path: Path
     first = read(STEP, settings, tools(secrets=tmp_path))
     prefix = f"step:{authority.url[7:]}/"
     issued = {key.removeprefix(prefix): one for key, one in observed(first).items() if one.unit.endswith("issued")}
-    assert {serial: one.certificates[0].der for serial, one in issued.items()} == {serial: der(leaf) for serial, leaf in LEAVES.items()}
+    told = {serial: (one.certificates[0].der, one.certificates[0].role) for serial, one in issued.items()}
+    assert told == {serial: (der(leaf), "listed") for serial, leaf in LEAVES.items()}
     assert issued[revoked].details == {
         "serial": revoked, "provisioner": {"name": "acme", "type": "ACME"}, "revoked_at": "2026-01-01T00:00:00Z",
     }  # fmt: skip

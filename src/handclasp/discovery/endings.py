@@ -10,6 +10,8 @@ from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
+OPEN = ("planning", "running")
+"""States of a scan that has not ended."""
 _scan, _part, _source = tables.scan.c, tables.scan_part.c, tables.source.c
 
 
@@ -19,12 +21,11 @@ async def finish(store: Store, scan_id: str, now: int) -> bool:
     It is ``failed`` when not one part could be read, else ``done``. Its source then shows when the last scan that read everything began, or
     why this one did not.
     """
-    going_on = _scan.state.in_(("planning", "running"))  # one that could not be planned never got further than planning
+    going_on = _scan.state.in_(OPEN)  # one that could not be planned never got further than planning
     row = await store.row(select(tables.scan).where(_scan.id == scan_id, going_on, ~exists(_open_parts(scan_id))))
     if row is None:
         return False
-    query = select(_part.state, func.count().label("number")).where(_part.scan_id == scan_id, _part.number > 0).group_by(_part.state)
-    counted = {one.state: one.number for one in await store.rows(query)}
+    counted = await parts_of(store, scan_id)
     failed = row.state == "planning" or (counted.get("failed", 0) > 0 and not counted.get("done", 0))
     ended = update(tables.scan).where(_scan.id == scan_id, going_on).values(state="failed" if failed else "done", ended_at=now)
     changes = [Change(ended)]
@@ -34,10 +35,16 @@ async def finish(store: Store, scan_id: str, now: int) -> bool:
     return True
 
 
+async def parts_of(store: Store, scan_id: str) -> dict[str, int]:
+    """Return how many parts of a scan are in each state; the part that plans the others is not among them."""
+    query = select(_part.state, func.count().label("number")).where(_part.scan_id == scan_id, _part.number > 0).group_by(_part.state)
+    return {row.state: row.number for row in await store.rows(query)}
+
+
 def stopping(scan_id: str, now: int) -> Change:
     """Return the change that stops a scan, if it has not ended; whoever reads a part of it finds out within seconds."""
     values = {"state": "stopped", "ended_at": now, "problem": func.coalesce(_scan.problem, "it was stopped")}
-    return Change(update(tables.scan).where(_scan.id == scan_id, _scan.state.in_(("planning", "running"))).values(values))
+    return Change(update(tables.scan).where(_scan.id == scan_id, _scan.state.in_(OPEN)).values(values))
 
 
 async def drop_parts(store: Store, most: int = 1000) -> int:
@@ -45,7 +52,7 @@ async def drop_parts(store: Store, most: int = 1000) -> int:
     ended = (
         select(_part.scan_id, _part.number)
         .join_from(tables.scan_part, tables.scan, _scan.id == _part.scan_id)
-        .where(_scan.state.in_(("done", "stopped", "failed")), _part.state != "failed")
+        .where(_scan.state.not_in(OPEN), _part.state != "failed")
         .limit(most)
     )
     rows = [{"scan": row.scan_id, "which": row.number} for row in await store.rows(ended)]

@@ -260,7 +260,7 @@ async def _pump(items: AsyncIterator[Any], queue: asyncio.Queue[Any]) -> None:
         async with contextlib.aclosing(items) if isinstance(items, AsyncGenerator) else contextlib.nullcontext():
             async for item in items:
                 await queue.put(item)
-    except Exception:
+    except Exception:  # whatever it is, whoever takes from the queue must not wait for more: it is raised to them by this task
         await queue.put(_END)
         raise
     await queue.put(_END)

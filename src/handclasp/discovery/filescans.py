@@ -22,9 +22,10 @@ from handclasp.discovery.leases import PLAN
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
-from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings, key_of, unit_of
+from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings, host_of, key_of, unit_of
 from handclasp.wire.observations import Covered, Observed, Recorded, Sightings
 
 AWAY = 30 * 86_400_000
@@ -167,8 +168,8 @@ class FileScans:
         await self._store.ledger.commit(Write([], [Change(delete(tables.scan_part).where(_part.scan_id == scan.id, _part.number > PLAN))]))
         until = now + round(parse_duration(settings.wait) * 1000)
         parts = [_part_row(scan.id, number, identity, until) for number, identity in enumerate(agents, PLAN + 1)]
-        for start in range(0, len(parts), _MOST_ROWS):
-            await self._store.ledger.commit(Write([], [Change(insert(tables.scan_part), rows=parts[start : start + _MOST_ROWS])]))
+        for some in in_chunks(parts, _MOST_ROWS):
+            await self._store.ledger.commit(Write([], [Change(insert(tables.scan_part), rows=some)]))
         values: dict[str, Any] = {"state": "running"}
         if not agents:
             values["problem"] = "no agent is one of those that are to look"
@@ -186,11 +187,10 @@ class FileScans:
         rows = await self._store.rows(query.where(*silent).limit(_MOST_ROWS))
         for scan in {row.scan_id for row in rows}:
             mine = [row for row in rows if row.scan_id == scan]
-            problem = f"{host_of(mine[0].leased_by or '')} was not heard of in time"
             gone = update(tables.scan_part).where(_part.scan_id == scan, _part.number == bindparam("which"))
             gone = gone.values(state="failed", problem=bindparam("why"))
             rows_ = [{"which": row.number, "why": f"{host_of(row.leased_by or '')} was not heard of in time"} for row in mine]
-            counted = {"failed": _scan.failed + len(mine), "problem": func.coalesce(_scan.problem, problem)}
+            counted = {"failed": _scan.failed + len(mine), "problem": func.coalesce(_scan.problem, rows_[0]["why"])}
             changes = [Change(gone, rows=rows_), Change(update(tables.scan).where(_scan.id == scan).values(counted))]
             await self._store.ledger.commit(Write([], changes))
             await finish(self._store, scan, now)
@@ -200,11 +200,6 @@ _JOINED = (tables.scan, tables.source, _source.id == _scan.source_id)
 _OF_FILES = (_source.runs == "agents", _source.kind == "files", _source.state != "removed")
 _GOES_ON = (_scan.state == "running", *_OF_FILES)
 _NOTHING = Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=0, gone=0)
-
-
-def host_of(identity: str) -> str:
-    """Return the name of an agent."""
-    return identity.rpartition("/agent/")[2] or identity
 
 
 def _part_row(scan: str, number: int, identity: str, until: int) -> dict[str, Any]:
@@ -220,7 +215,8 @@ def _check_own(found: FileSightings, identity: str, host: str, settings: FilesSe
     prefix, units = key_of(identity, "/"), {unit_of(identity, path) for path in settings.paths}
     for one in found.observed:
         own = one.key.startswith(prefix) and one.host == host and one.kind in KINDS and one.unit in units
-        if not own or any(seen.role == "served" for seen in one.certificates):
+        # A file has the certificate's bytes: with a fingerprint and a name alone, anything could be said of anybody.
+        if not own or any(seen.role == "served" or seen.der is None for seen in one.certificates):
             raise HandclaspError(Kind.BAD_REQUEST, "an agent tells of the files of its own host alone")
     keys = [*(one.key for one in found.unchanged), *(key_of(identity, one.path) for one in found.unread)]
     if not all(key.startswith(prefix) for key in keys) or not units.issuperset(found.covered):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from handclasp.discovery.tools import Tools
 
 MAX_LINE = 16 * 1024 * 1024  # bytes: one object of a watch
+WHOLE = 600.0
+"""Seconds that one answer may take in all, but for a watch: a server that sends a byte now and then would keep a worker for ever."""
+
+_REFUSALS: Mapping[int, Kind] = {401: Kind.NOT_ALLOWED, 403: Kind.NOT_ALLOWED, 404: Kind.NOT_FOUND}
+_WATCH_REFUSALS: Mapping[int, Kind] = {**_REFUSALS, 410: Kind.CONFLICT}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -98,9 +105,7 @@ class Http:
         are ``not_allowed``, each with the path in the message.
         """
         answer = await self.get(path, params=params)
-        if answer.status != 200:
-            kinds = {401: Kind.NOT_ALLOWED, 403: Kind.NOT_ALLOWED, 404: Kind.NOT_FOUND}
-            raise HandclaspError(kinds.get(answer.status, Kind.UNAVAILABLE), f"{self._netloc} answers {answer.status} for {path}")
+        self._check_status(answer.status, path, _REFUSALS)
         return answer.json(type_)
 
     async def send(
@@ -113,13 +118,16 @@ class Http:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Return the answer to any request, at most ``max_answer`` bytes of it."""
-        async with self._stream(method, path, params, content, headers, self._timeout) as answer:
-            received = bytearray()
-            async for chunk in answer.aiter_raw():
-                received += chunk
-                if len(received) > self._max_answer:
-                    raise HandclaspError(Kind.TOO_LARGE, f"{self._netloc} answers {path} with more than {self._max_answer} bytes")
-            return Answer(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, bytes(received))
+        try:
+            async with asyncio.timeout(WHOLE), self._stream(method, path, params, content, headers, self._timeout) as answer:
+                received = bytearray()
+                async for chunk in answer.aiter_raw():
+                    received += chunk
+                    if len(received) > self._max_answer:
+                        raise HandclaspError(Kind.TOO_LARGE, f"{self._netloc} answers {path} with more than {self._max_answer} bytes")
+                return Answer(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, bytes(received))
+        except TimeoutError as error:
+            raise self._slow() from error
 
     async def lines(self, path: str, *, params: Mapping[str, Any] | None = None, idle: float = 60.0) -> AsyncIterator[bytes]:
         """Yield the lines of an answer as they come (a watch), until the server ends it; ``timeout`` after ``idle`` seconds of silence.
@@ -127,10 +135,7 @@ class Http:
         Any status but 200 is raised as by :meth:`json`, 410 (the version is too old) as ``conflict``.
         """
         async with self._stream("GET", path, params, None, None, idle) as answer:
-            if answer.status_code != 200:
-                kinds = {401: Kind.NOT_ALLOWED, 403: Kind.NOT_ALLOWED, 404: Kind.NOT_FOUND, 410: Kind.CONFLICT}
-                kind = kinds.get(answer.status_code, Kind.UNAVAILABLE)
-                raise HandclaspError(kind, f"{self._netloc} answers {answer.status_code} for {path}")
+            self._check_status(answer.status_code, path, _WATCH_REFUSALS)
             rest = b""
             async for chunk in answer.aiter_raw():
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -145,12 +150,19 @@ class Http:
     async def chunks(self, path: str, *, params: Mapping[str, Any] | None = None, idle: float = 60.0) -> AsyncIterator[bytes]:
         """Yield the body of an answer in pieces as they come, for what is larger than memory should be; otherwise as :meth:`lines`."""
         async with self._stream("GET", path, params, None, None, idle) as answer:
-            if answer.status_code != 200:
-                kinds = {401: Kind.NOT_ALLOWED, 403: Kind.NOT_ALLOWED, 404: Kind.NOT_FOUND, 410: Kind.CONFLICT}
-                kind = kinds.get(answer.status_code, Kind.UNAVAILABLE)
-                raise HandclaspError(kind, f"{self._netloc} answers {answer.status_code} for {path}")
+            self._check_status(answer.status_code, path, _WATCH_REFUSALS)
+            deadline = time.monotonic() + WHOLE
             async for chunk in answer.aiter_raw():
+                if time.monotonic() > deadline:
+                    raise self._slow()
                 yield chunk
+
+    def _check_status(self, status: int, path: str, refusals: Mapping[int, Kind]) -> None:
+        if status != 200:
+            raise HandclaspError(refusals.get(status, Kind.UNAVAILABLE), f"{self._netloc} answers {status} for {path}")
+
+    def _slow(self) -> HandclaspError:
+        return HandclaspError(Kind.TIMEOUT, f"{self._netloc} does not come to the end of its answer within {WHOLE:g} s")
 
     @contextlib.asynccontextmanager
     async def _stream(
@@ -201,7 +213,9 @@ def _context(
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # private authorities often lack what RFC 5280 asks of them
         if certificate_file is not None:
-            context.load_cert_chain(tools.file(certificate_file), tools.file(key_file) if key_file is not None else None)
+            # Without the password OpenSSL would ask for the one of an encrypted key at the terminal, and everything would wait for that.
+            key = tools.file(key_file) if key_file is not None else None
+            context.load_cert_chain(tools.file(certificate_file), key, password="")
         if credential is not None:
             load_credential(context, credential)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; UnicodeDecodeError a ValueError

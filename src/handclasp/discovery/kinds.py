@@ -15,7 +15,7 @@ KINDS: Mapping[str, str] = {
     "istio": "handclasp.discovery.istio.kind:ISTIO",
     "linkerd": "handclasp.discovery.linkerd:LINKERD",
     "files": "handclasp.discovery.files:FILES",
-    "consul": "handclasp.discovery.consul:CONSUL",
+    "consul": "handclasp.discovery.consul.kind:CONSUL",
     "spire": "handclasp.discovery.spire:SPIRE",
     "vault": "handclasp.discovery.vault:VAULT",
     "ct": "handclasp.discovery.ct:CT",

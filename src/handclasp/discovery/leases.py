@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, exists, func, insert, or_, select, tuple_, update
 
 from handclasp.clock import Clock
-from handclasp.discovery.endings import finish
+from handclasp.discovery.endings import OPEN, finish
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
 from handclasp.store import tables
@@ -126,17 +126,7 @@ class Leases:
         row = await self._store.row(
             select(_scan.state, _part.leased_by).join_from(tables.scan_part, tables.scan, _scan.id == _part.scan_id).where(_mine(leased))
         )
-        return row is not None and row.state in ("planning", "running")
-
-    async def beat(self, leased: Leased) -> bool:
-        """Lengthen a lease; return False when it is lost. Durable on return."""
-        try:
-            await self.report(leased, Progress())
-        except HandclaspError as error:
-            if error.kind is Kind.CONFLICT:
-                return False
-            raise
-        return True
+        return row is not None and row.state in OPEN
 
     async def report(self, leased: Leased, progress: Progress) -> None:
         """Keep how far a part is, add to the scan's numbers, and lengthen the lease, all in one write, durable on return.
@@ -185,6 +175,25 @@ class Leases:
         back = update(tables.scan_part).where(_part.state == "leased", _part.scan_id.in_(mine)).values(leased_until=0)
         await self._store.ledger.commit(Write([], [Change(back)]))
 
+    async def find(self, scan_id: str, number: int, lease: str, runs: str) -> Leased | None:
+        """Return a part that is leased by this name and read by ``runs``; None where there is none. For whoever hands in what was read:
+        settings, ``spec`` and ``place`` are left out.
+        """
+        query = (
+            select(_part.number, _scan.id, _scan.source_id, _scan.created_at, _scan.dry, _source.name, _source.kind, _source.facts)
+            .join_from(tables.scan_part, tables.scan, _scan.id == _part.scan_id)
+            .join(tables.source, _source.id == _scan.source_id)
+            .where(_part.scan_id == scan_id, _part.number == number, _part.leased_by == lease, _part.state == "leased")
+            .where(_source.runs == runs)
+        )
+        row = await self._store.row(query)
+        if row is None:
+            return None
+        return Leased(
+            scan=row.id, number=row.number, lease=lease, source_id=row.source_id, source=row.name, kind=row.kind, settings={}, scope={},
+            facts=json.loads(row.facts), spec={}, place="", began_at=row.created_at, dry=bool(row.dry),
+        )  # fmt: skip
+
     async def known(self, source_id: int, unit: str, most: int = 100_000) -> frozenset[str]:
         """Return the keys of the locations that a unit of a source has and that are not gone."""
         place = tables.location.c
@@ -196,7 +205,7 @@ class Leases:
         values: dict[str, Any] = {"leased_until": now + round(leased.seconds * 1000)}
         if progress.place is not None:
             values["place"] = progress.place
-        still = exists(select(_scan.id).where(_scan.id == leased.scan, _scan.state.in_(("planning", "running"))))
+        still = exists(select(_scan.id).where(_scan.id == leased.scan, _scan.state.in_(OPEN)))
         changes = [Change(update(tables.scan_part).where(_mine(leased), still).values(values), expect=1, conflict=LOST)]
         added = {
             name: tables.scan.c[name] + count
@@ -226,7 +235,7 @@ def _open_scans(now: int, runs: Collection[str], kinds: Collection[str], source:
     query = (
         select(tables.scan, _source.name.label("source"), _source.kind, _source.settings, _source.scope, _source.facts)
         .join_from(tables.scan, tables.source, _source.id == _scan.source_id)
-        .where(_scan.state.in_(("planning", "running")), _source.runs.in_(list(runs)), exists(part))
+        .where(_scan.state.in_(OPEN), _source.runs.in_(list(runs)), exists(part))
     )
     if kinds:
         query = query.where(_source.kind.in_(list(kinds)))
@@ -237,7 +246,7 @@ def _take(scan: Row[Any], lease: str, now: int, seconds: float) -> Any:
     first = (
         select(_part.scan_id, _part.number)
         .join_from(tables.scan_part, tables.scan, _scan.id == _part.scan_id)
-        .where(_part.scan_id == scan.id, _available(now), _part.attempts < ATTEMPTS, _scan.state.in_(("planning", "running")))
+        .where(_part.scan_id == scan.id, _available(now), _part.attempts < ATTEMPTS, _scan.state.in_(OPEN))
         .order_by(_part.number)
         .limit(1)
         .with_for_update(skip_locked=True, of=tables.scan_part)

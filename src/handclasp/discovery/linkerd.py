@@ -14,10 +14,10 @@ from handclasp.discovery.kubernetes.access import Access
 from handclasp.discovery.kubernetes.api import open_api
 from handclasp.discovery.kubernetes.around import Around
 from handclasp.discovery.kubernetes.content import as_anchors, as_chain, from_base64
-from handclasp.discovery.kubernetes.kind import DAY, check_namespaces, chunks, lanes_of
+from handclasp.discovery.kubernetes.kind import DAY, admitted, check_namespaces, chunks, lanes_of, read_lanes
 from handclasp.discovery.kubernetes.lanes import Resource
 from handclasp.discovery.kubernetes.owners import namespace_labels
-from handclasp.discovery.kubernetes.part import Reader, check_watch
+from handclasp.discovery.kubernetes.part import check_watch
 from handclasp.discovery.kubernetes.secrets import anchors_in
 from handclasp.discovery.kubernetes.shapes import Bare, ConfigMap, Metadata
 from handclasp.discovery.meshmetrics import check_urls, metrics_of
@@ -233,9 +233,8 @@ class Linkerd:
         if scope.admits(settings.control_namespace):
             yield [f"{settings.control_namespace}/{one.name}" for one in (ROOTS, *((ISSUER,) if settings.issuer else ()))]
         wanted = [*((EVENTS,) if settings.events else ()), *((PODS,) if settings.pods else ())]
-        for namespace in ["*"] if "*" in settings.namespaces else dict.fromkeys(settings.namespaces):
-            if wanted and (namespace == "*" or scope.admits(namespace)):
-                yield [f"{namespace}/{one.name}" for one in wanted]
+        for namespace in admitted(settings.namespaces, scope) if wanted else ():
+            yield [f"{namespace}/{one.name}" for one in wanted]
 
     async def read(self, settings: LinkerdSettings, part: Part, place: str, tools: Tools) -> AsyncIterator[Reading]:
         """List and watch the lanes of a part, or read metrics."""
@@ -248,9 +247,7 @@ class Linkerd:
             labels = await namespace_labels(api)
             for lane in lanes:
                 lane.around.namespaces = labels
-            reader = Reader(api, tools, lanes, check_watch(settings, settings.watch))
-            reader.resume(place)
-            async for each in reader.read():
+            async for each in read_lanes(api, lanes, check_watch(settings, settings.watch), place, tools):
                 yield each
 
 

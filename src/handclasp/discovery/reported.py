@@ -16,12 +16,12 @@ from sqlalchemy import insert, select
 
 from handclasp.clock import Clock
 from handclasp.discovery.desk import Sink
-from handclasp.discovery.filescans import host_of
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 from handclasp.wire import AgentIdentity, AgentTarget
+from handclasp.wire.filescans import host_of
 from handclasp.wire.observations import Covered, Observed, Seen, Sightings
 
 NAME, KIND = "agents", "agent"
@@ -52,15 +52,31 @@ class ReportedTargets:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write_soon(), name="reported targets")
 
+    async def close(self) -> None:
+        """Record what still waits, as far as that can be done now. Nothing is to be noted after this."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._waiting:
+            with contextlib.suppress(HandclaspError):  # it is told again by the agents, a quarter of an hour later
+                await self.flush()
+
     async def _write_soon(self) -> None:
         while self._waiting:
             await asyncio.sleep(GATHER)
-            with contextlib.suppress(HandclaspError):  # the database is away: the agents are heard of again
+            with contextlib.suppress(HandclaspError):  # the database is away: once more in a moment
                 await self.flush()
 
     async def flush(self) -> None:
-        """Record what has gathered; durable on return."""
+        """Record what has gathered; durable on return. What cannot be recorded now is kept for the next time. Raises ``unavailable``."""
         waiting, self._waiting = self._waiting, {}
+        try:
+            await self._write(waiting)
+        except BaseException:
+            self._waiting = waiting | self._waiting  # what came meanwhile is newer
+            raise
+
+    async def _write(self, waiting: dict[str, list[AgentIdentity]]) -> None:
         source_id = await self._source()
         batch, now = Sightings(), self._clock()
         for identity, report in waiting.items():
@@ -111,7 +127,8 @@ def _location(identity: str, workload: str, target: AgentTarget, key: str, now: 
         unit=f"agent:{identity}",
         host=host_of(identity),
         at=now,
-        certificates=[Seen(sha256=bytes.fromhex(target.sha256 or ""), role="served", identity=workload)] if known else [],
+        # Whose it is, is known by its fingerprint: it was issued here. What a report calls it makes nobody's identity.
+        certificates=[Seen(sha256=bytes.fromhex(target.sha256 or ""), role="served")] if known else [],
         details={"target": target.name, "identity": workload},
         problem=(target.last_failure or "its delivery fails") if failed else None,
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import select
@@ -19,6 +18,7 @@ from handclasp.discovery.scans import Scans
 from handclasp.discovery.source import SourceKind
 from handclasp.discovery.sources import Sources
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.wire.observations import Sightings
 
@@ -53,17 +53,10 @@ class DiscoveryRoom:
         }
         wanted.discard(b"")
         known: set[bytes] = set()
-        for some in batched(wanted, 1000):
+        for some in in_chunks(list(wanted), 1000):
             for table in (tables.certificate, tables.found):
                 known |= {bytes(row.sha256) for row in await self.store.rows(select(table.c.sha256).where(table.c.sha256.in_(some)))}
         return len(wanted - known)
-
-
-def batched(values: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Yield values in lists of at most ``size``: a statement takes so many."""
-    rest = iter(values)
-    while some := list(islice(rest, size)):
-        yield some
 
 
 def open_discovery(

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from random import Random, SystemRandom
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, func, insert, literal, null, or_, select, update
+from sqlalchemy import Row, delete, exists, insert, literal, null, or_, select, update
 
 from handclasp.access.principals import Principal
 from handclasp.clock import Clock
-from handclasp.discovery.endings import drop_parts, finish, stopping
+from handclasp.discovery.endings import OPEN, drop_parts, finish, stopping
 from handclasp.discovery.leases import PLAN
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import make_entry
@@ -24,7 +24,6 @@ JITTER = 0.1
 """The next scan comes up to this part of the interval later, so that sources that were added together do not stay together."""
 KEPT = 90 * 86_400_000
 """Milliseconds for which a scan that ended is remembered."""
-OPEN = ("planning", "running")
 TOLD = ("agent", "import")
 """Kinds of sources that read nothing: agents report their targets by themselves, and people hand in files."""
 _source, _scan, _part = tables.source.c, tables.scan.c, tables.scan_part.c
@@ -122,12 +121,6 @@ def scans_query() -> Any:
         .join_from(tables.scan, tables.source, _source.id == _scan.source_id)
         .where(_source.state != "removed")
     )
-
-
-async def parts_of(store: Store, scan_id: str) -> dict[str, int]:
-    """Return how many parts of a scan are in each state."""
-    query = select(_part.state, func.count().label("number")).where(_part.scan_id == scan_id, _part.number > PLAN).group_by(_part.state)
-    return {row.state: row.number for row in await store.rows(query)}
 
 
 async def problems_of(store: Store, scan_id: str, most: int = 20) -> list[str]:

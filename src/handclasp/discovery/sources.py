@@ -16,7 +16,7 @@ from sqlalchemy import Row, delete, insert, select, update
 
 from handclasp.access.principals import Principal
 from handclasp.clock import Clock, format_duration
-from handclasp.discovery.endings import stopping
+from handclasp.discovery.endings import OPEN, stopping
 from handclasp.discovery.engine import read_settings
 from handclasp.discovery.kinds import load_kind
 from handclasp.discovery.leases import LEASE
@@ -115,7 +115,7 @@ class Sources:
             "source.removed", at=now, who=by.to_log(), source=origin, subjects=[f"source:{name}"], what={"source": name, "kind": row.kind}
         )
         gone = {"state": "removed", "name": f"~{row.id}", "due_at": now + 2 * round(LEASE * 1000), "problem": None}
-        running = await self._store.rows(select(_scan.id).where(_scan.source_id == row.id, _scan.state.in_(("planning", "running"))))
+        running = await self._store.rows(select(_scan.id).where(_scan.source_id == row.id, _scan.state.in_(OPEN)))
         changes = [Change(update(tables.source).where(_source.id == row.id, _source.state != "removed").values(gone), expect=1)]
         return await self._store.ledger.commit(Write([entry], [*changes, *(stopping(one.id, now) for one in running)]))
 

@@ -319,7 +319,8 @@ async def _over_tls(settings: SpireSettings, tools: Tools) -> Channel:
     context.set_alpn_protocols(["h2"])
     try:
         context.load_verify_locations(cadata=tools.secret(settings.ca_file).decode("ascii"))
-        context.load_cert_chain(tools.file(settings.certificate_file), tools.file(settings.key_file))
+        # Without the password OpenSSL would ask for the one of an encrypted key at the terminal.
+        context.load_cert_chain(tools.file(settings.certificate_file), tools.file(settings.key_file), password="")
         expected = settings.server_id or _server_of(tools.secret(settings.certificate_file))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; UnicodeDecodeError a ValueError
         raise HandclaspError(Kind.BAD_SETTING, f"spire: the files for TLS cannot be used: {reason(error)}") from error

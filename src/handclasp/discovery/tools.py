@@ -61,28 +61,9 @@ class Tools:
         """Raise ``not_allowed`` unless a connection may go to this address."""
         check_address(address, insecure=self.scope.loopback)
         parsed = ipaddress.ip_address(address.partition("%")[0])
-        if any(parsed in network for network in _networks(self.scope.deny)):
+        mapped = getattr(parsed, "ipv4_mapped", None)  # ::ffff:10.0.0.1 goes where 10.0.0.1 is
+        if any(parsed in network or (mapped is not None and mapped in network) for network in _networks(self.scope.deny)):
             raise HandclaspError(Kind.NOT_ALLOWED, f"the scope denies {address}")
-
-    async def dial(
-        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, server_name: str | None = None, timeout: float = CONNECT_TIMEOUT
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to the first of a host's addresses that answers; the caller closes the writer.
-
-        Raises ``unavailable``, ``not_allowed`` or ``timeout``. With ``tls`` the handshake is part of the timeout, and ``server_name``
-        (default: ``host``) is what is asked for and verified.
-        """
-        problem: OSError | None = None
-        for address in await self.resolve(host, port, timeout=timeout):
-            try:
-                async with asyncio.timeout(timeout):
-                    name = (server_name or host) if tls is not None else None
-                    return await asyncio.open_connection(address, port, ssl=tls, server_hostname=name)
-            except TimeoutError as error:
-                raise HandclaspError(Kind.TIMEOUT, f"{host}:{port} does not answer within {timeout:g} s") from error
-            except OSError as error:  # ssl.SSLError is one
-                problem = error
-        raise HandclaspError(Kind.UNAVAILABLE, f"{host}:{port} cannot be reached: {reason(problem)}") from problem
 
     def http(
         self,

@@ -74,7 +74,6 @@ class _Inner(Struct):
 
 class _Secret(Struct):
     name: str = ""
-    last_updated: str | None = None
     secret: _Inner | None = None
 
 

@@ -11,9 +11,9 @@ from handclasp.discovery.istio.dump import Dump
 from handclasp.discovery.istio.proxies import Proxy, dumped, given_proxies, pods
 from handclasp.discovery.kubernetes.access import Access
 from handclasp.discovery.kubernetes.api import Api, MissingError, StoppedError, open_api
-from handclasp.discovery.kubernetes.kind import check_namespaces, chunks, lanes_of
+from handclasp.discovery.kubernetes.kind import admitted, check_namespaces, chunks, lanes_of, read_lanes
 from handclasp.discovery.kubernetes.owners import namespace_labels
-from handclasp.discovery.kubernetes.part import Reader, check_watch
+from handclasp.discovery.kubernetes.part import check_watch
 from handclasp.discovery.meshmetrics import check_urls, metrics_of
 from handclasp.discovery.source import Count, Covered, Failed, Part, Place, Reading, Runs, Scope
 from handclasp.discovery.tools import Tools
@@ -109,9 +109,8 @@ class Istio:
             yield Part({"metrics": True})
 
     def _lanes(self, settings: IstioSettings, scope: Scope) -> Iterator[list[str]]:
-        for namespace in ["*"] if "*" in settings.namespaces else dict.fromkeys(settings.namespaces):
-            if namespace == "*" or scope.admits(namespace):
-                yield [f"{namespace}/{one.name}" for one in (ROOT_CONFIG_MAPS, PEER_AUTHENTICATIONS, DESTINATION_RULES)]
+        for namespace in admitted(settings.namespaces, scope):
+            yield [f"{namespace}/{one.name}" for one in (ROOT_CONFIG_MAPS, PEER_AUTHENTICATIONS, DESTINATION_RULES)]
         if settings.cacerts and scope.admits(settings.root_namespace):
             yield [f"{settings.root_namespace}/{one.name}" for one in CA_SECRETS]
 
@@ -135,9 +134,7 @@ class Istio:
             lanes = lanes_of(part.spec["lanes"], RESOURCES, settings.cluster, tools)
             for lane in lanes:
                 lane.around.namespaces = labels
-            reader = Reader(api, tools, lanes, check_watch(settings, settings.watch))
-            reader.resume(place)
-            async for one in reader.read():
+            async for one in read_lanes(api, lanes, check_watch(settings, settings.watch), place, tools):
                 yield one
             return
         by_node = part.spec["proxies"] == "ztunnels"

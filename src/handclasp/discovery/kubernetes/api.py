@@ -43,7 +43,6 @@ class StoppedError(Exception):
 class _ListMeta(msgspec.Struct, rename="camel"):
     resource_version: str = ""
     more: str | None = msgspec.field(default=None, name="continue")
-    remaining_item_count: int | None = None
 
 
 class Page(msgspec.Struct):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 import msgspec
 
 from handclasp.discovery.kubernetes import bundles, edges, requests, secrets, shapes
 from handclasp.discovery.kubernetes.access import Access
-from handclasp.discovery.kubernetes.api import open_api
+from handclasp.discovery.kubernetes.api import Api, open_api
 from handclasp.discovery.kubernetes.around import Around, Users
 from handclasp.discovery.kubernetes.lanes import Lane, Resource
 from handclasp.discovery.kubernetes.owners import namespace_labels, secret_users
@@ -168,9 +168,8 @@ class Kubernetes:
             (settings.opaque_secrets, (OPAQUE_SECRETS,)),
             (settings.config_maps, (CONFIG_MAPS,)),
         ):
-            for namespace in ["*"] if "*" in names else dict.fromkeys(names):
-                if namespace == "*" or scope.admits(namespace):
-                    yield [f"{namespace}/{resource.name}" for resource in resources]
+            for namespace in admitted(names, scope):
+                yield [f"{namespace}/{resource.name}" for resource in resources]
 
     async def read(self, settings: KubernetesSettings, part: Part, place: str, tools: Tools) -> AsyncIterator[Reading]:
         """List and watch the lanes of a part."""
@@ -182,10 +181,22 @@ class Kubernetes:
                 if lane.resource.plural == "secrets":
                     users = await secret_users(api, _REFERRING, lane.namespace)
                 lane.around.namespaces, lane.around.users = labels, users
-            reader = Reader(api, tools, lanes, check_watch(settings, settings.watch))
-            reader.resume(place)
-            async for one in reader.read():
+            async for one in read_lanes(api, lanes, check_watch(settings, settings.watch), place, tools):
                 yield one
+
+
+def admitted(names: Iterable[str], scope: Scope) -> list[str]:
+    """Return the namespaces of a setting that the scope admits, each once; ``*``, which stands for all, is by itself."""
+    wanted = list(dict.fromkeys(names))
+    return ["*"] if "*" in wanted else [name for name in wanted if scope.admits(name)]
+
+
+async def read_lanes(api: Api, lanes: list[Lane], watch: float, place: str, tools: Tools) -> AsyncIterator[Reading]:
+    """List some lanes, then watch them for ``watch`` seconds; all of it from ``place`` on."""
+    reader = Reader(api, tools, lanes, watch)
+    reader.resume(place)
+    async for one in reader.read():
+        yield one
 
 
 def check_namespaces(*lists: list[str]) -> None:

@@ -3,7 +3,9 @@
     targets     what a scope and a list of ports come to: addresses, names, protocols
     messages    pure: the handshake messages that hold certificates and the wish for one
     handshake   one connection: STARTTLS, TLS, and what the server showed before anything went wrong
-    kind        which handshakes an endpoint gets, how fast, and what is yielded
+    endpoint    one endpoint: the handshakes that show everything it has
+    pace        how fast
+    kind        which endpoints there are, and what is yielded
 
 Nothing is verified, nothing is sent beyond a handshake, and no certificate of ours is shown.
 """

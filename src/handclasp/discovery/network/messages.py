@@ -8,7 +8,7 @@ from __future__ import annotations
 from handclasp.errors import HandclaspError, Kind
 
 TLS12, TLS13 = 0x0303, 0x0304
-SERVER_HELLO, CERTIFICATE, CERTIFICATE_REQUEST = 2, 11, 13
+CERTIFICATE, CERTIFICATE_REQUEST = 11, 13
 _CERTIFICATE_AUTHORITIES = 47
 MAX_CHAIN = 32
 """Certificates that are kept of a chain; a server that sends more has something else wrong with it, and this many to show it."""

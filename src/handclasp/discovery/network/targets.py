@@ -16,8 +16,8 @@ from handclasp.errors import HandclaspError, Kind
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-PART = 256
-"""Addresses in a part."""
+PART_BITS = 8
+"""Of an address: a part has at most 256 of them."""
 MAX_PORTS = 2_000
 MAX_ADDRESSES = 1 << 24
 """A /8. An IPv6 range larger than that is no list of hosts, and nobody could read it."""
@@ -115,7 +115,7 @@ def parse_name(text: str) -> str:
 
 def parts_of(network: Network, denied: Sequence[Network]) -> Iterator[Network]:
     """Yield a network in pieces of at most 256 addresses, without those that are denied as a whole."""
-    whole = network.max_prefixlen - 8
+    whole = network.max_prefixlen - PART_BITS
     pieces = network.subnets(new_prefix=whole) if network.prefixlen < whole else iter((network,))
     for piece in pieces:
         if not any(piece.version == other.version and piece.subnet_of(other) for other in denied):  # type: ignore[arg-type]
