@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handclasp.errors import Kind
@@ -180,6 +180,7 @@ def test_any_text_is_a_directory_or_a_bad_request(reader: str, text: str) -> Non
         assert all(plain_owner(owner.name) for owner in found.owners)
 
 
+@example("*")
 @given(st.text(max_size=40))
 def test_any_pattern_of_paths_is_one_or_none(text: str) -> None:
     regex = path_regex(text)

@@ -57,7 +57,7 @@ class World:
         found = {row.name: row.id for row in await self.store.rows(select(tables.identity))}
         return [found[name] for name in names]
 
-    async def seen(self, identity_id: int, facts: dict[str, Any], *, source: dict[str, Any] | None = None) -> int:
+    async def seen(self, identity_id: int, facts: dict[str, Any], *, source: dict[str, Any] | None = None, origin: str = "found") -> int:
         """Have a certificate of the identity seen at a place with these facts; return the place's number."""
         sha256, number = os.urandom(32), int.from_bytes(os.urandom(3))
         times = {"first_seen_at": 1, "last_seen_at": 1}
@@ -69,10 +69,10 @@ class World:
             insert(tables.location).values(place | {"first_seen_at": 1, "tried_at": 1}),
             insert(tables.sighting).values(location_id=number, sha256=sha256, role="served", **times),
             insert(tables.standing).values(
-                sha256=sha256, origin="found", state="seen", since_at=1, identity_id=identity_id, not_after=1, open=1, **times
+                sha256=sha256, origin=origin, state="seen", since_at=1, identity_id=identity_id, not_after=1, open=1, **times
             ),
         ]
-        again = due(self.store, [identity_id], self.clock())
+        again = due([identity_id], self.clock())
         assert again is not None
         await self.store.ledger.commit(Write([], [*(Change(change) for change in changes), again]))
         return number
@@ -149,7 +149,7 @@ def test_owners_are_derived_and_derived_again(migrated_url: str) -> None:
         ]
 
         # The namespace gets another label.
-        again = due(here.store, [web], here.clock())
+        again = due([web], here.clock())
         assert again is not None
         facts = json.dumps({"namespace": "shop", "namespace_labels": {"team": "search"}})
         change = Change(update(tables.location).where(tables.location.c.id == place).values(facts=facts))
@@ -164,6 +164,25 @@ def test_owners_are_derived_and_derived_again(migrated_url: str) -> None:
         assert set((await here.owners()).values()) == {None}
         assert [row.rule for row in await here.store.rows(select(tables.assignment))] == ["as given"]
         assert await here.tallies() == {"": 3}
+
+    run(migrated_url, work)
+
+
+def test_who_only_makes_a_certificate_with_the_name_does_not_get_the_identity(migrated_url: str) -> None:
+    """Anybody can put a certificate of their own making, with any name, beside labels of their own."""
+
+    async def work(here: World) -> None:
+        await here.teams("pay", "mallory")
+        await here.room.book.apply(RULES, WHO, "test")
+        [mine] = await here.identities("spiffe://example.org/x/pay")
+        await here.seen(mine, {"workload_labels": {"team": "mallory"}})
+        await here.drain()
+        assert await here.owners() == {"spiffe://example.org/x/pay": "mallory"}, "while nothing else is seen, it is what there is"
+        await here.seen(mine, {"workload_labels": {"team": "pay"}}, origin="issued")
+        await here.drain()
+        assert await here.owners() == {"spiffe://example.org/x/pay": "pay"}
+        [one] = (await here.room.views.assignments("spiffe://example.org/x/pay")).items
+        assert (one.owner, one.stands) == ("pay", "owner")
 
     run(migrated_url, work)
 
@@ -207,7 +226,7 @@ def test_a_tokens_owner_is_evidence(migrated_url: str) -> None:
 def test_a_change_while_one_is_derived_is_not_lost(migrated_url: str) -> None:
     async def work(here: World) -> None:
         (web,) = await here.identities(WEB)
-        again = due(here.store, [web], here.clock())
+        again = due([web], here.clock())
         assert again is not None
         await here.store.ledger.commit(Write([], [again]))
         before = here.room.assigner._derive

@@ -54,9 +54,9 @@ class Assigner:
         await self._derive(identity_ids, [])
 
     async def _sweep(self) -> int:
-        row = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == SWEEP))
-        version, colon, place = str(row.value).partition(":") if row is not None else ("", "", "")
-        if row is None or not colon:
+        said = await self._store.meta(SWEEP) or ""
+        version, colon, place = said.partition(":")
+        if not colon:
             return 0
         identity = tables.identity.c
         ids = [
@@ -64,14 +64,13 @@ class Assigner:
         ]
         # Only as long as no other change began a sweep of its own: that one has its own place.
         meta = tables.meta
-        on = update(meta).where(meta.c.name == SWEEP, meta.c.value == row.value)
+        on = update(meta).where(meta.c.name == SWEEP, meta.c.value == said)
         await self._derive(ids, [Change(on.values(value=f"{version}:{ids[-1]}" if ids else version))])
         return len(ids)
 
     async def progress(self) -> tuple[int, int] | None:
         """Return how many identities a sweep over all has behind it, and of how many; None while there is none."""
-        row = await self._store.row(select(tables.meta.c.value).where(tables.meta.c.name == SWEEP))
-        _, colon, place = str(row.value).partition(":") if row is not None else ("", "", "")
+        _, colon, place = (await self._store.meta(SWEEP) or "").partition(":")
         if not colon:
             return None
         newest = await self._store.row(select(func.max(tables.identity.c.id).label("id")))

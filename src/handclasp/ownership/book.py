@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ class OwnershipBook:
 
     async def version(self) -> str:
         """Return what changes whenever rules, owners or catalogue do."""
-        row = await self._store.point("SELECT value FROM meta WHERE name = ?", (SWEEP,))
-        return "" if row is None else str(row[0]).partition(":")[0]
+        return (await self._store.meta(SWEEP) or "").partition(":")[0]
 
     async def current(self) -> Book:
         """Return the rules and owners in force."""
@@ -75,7 +75,9 @@ class OwnershipBook:
 
     async def compare(self, text: str) -> PolicyDiff:
         """Return what applying ``text`` would change. Raises ``bad_policy``."""
-        changes = diff(read_ownership((await self.document()).text), parse_ownership(text))
+        # In a thread: whoever may read may send a megabyte of rules, and reading that takes seconds.
+        wanted = await asyncio.to_thread(parse_ownership, text)
+        changes = diff(read_ownership((await self.document()).text), wanted)
         return PolicyDiff(changes=changes, sha256=hashlib.sha256(text.encode()).hexdigest())
 
     async def apply(self, text: str, who: Mapping[str, str], by: str) -> PolicyDiff:

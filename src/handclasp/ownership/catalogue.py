@@ -77,9 +77,8 @@ def path_regex(pattern: str) -> re.Pattern[str] | None:
     text = pattern.strip()
     if not text or text.startswith("!") or "[" in text or len(text) > 1024:
         return None
-    if (
-        text.count("**") > 2 or text.replace("**", "").count("*") > 3
-    ):  # each more would make a long path that nearly fits slower by its length
+    # Each further star would make a long path that nearly fits slower by its length.
+    if text.count("**") > 2 or text.replace("**", "").count("*") > 3:
         return None
     anchored = "/" in text.rstrip("/")
     # After "dir/*" nothing more may follow; "*" alone covers everything.
@@ -87,7 +86,7 @@ def path_regex(pattern: str) -> re.Pattern[str] | None:
     segments = [segment for segment in text.split("/") if segment]
     if not segments:
         return re.compile(r".+")
-    parts = [] if anchored else ["(?:[^/]+/)*"]
+    parts = ["(?=.)"] if anchored else ["(?=.)(?:[^/]+/)*"]  # a path that is empty is no file, and nobody's
     for place, segment in enumerate(segments):
         last = place == len(segments) - 1
         if segment == "**":

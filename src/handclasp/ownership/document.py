@@ -31,7 +31,7 @@ import msgspec
 from handclasp.errors import Kind
 from handclasp.ownership.names import check_environment, check_owner, check_tier
 from handclasp.ownership.patterns import Pattern, Template, spiffe_pattern, text_pattern, zone_pattern
-from handclasp.pki.yamlshape import Part, document_of, each_once
+from handclasp.pki.yamlshape import Part, changes_between, document_of, each_once
 from handclasp.wire import PolicyChange
 
 THRESHOLD = 50
@@ -168,14 +168,7 @@ def _percent(part: Part, key: str, default: int) -> int:
 
 def diff(old: OwnershipRules, new: OwnershipRules) -> list[PolicyChange]:
     """Return what differs in meaning between two documents. Comments are no difference; the order of rules is one."""
-    changes = []
-    before, after = _meaning(old), _meaning(new)
-    for subject in [*after, *(subject for subject in before if subject not in after)]:
-        was, will = before.get(subject), after.get(subject)
-        if was != will:
-            change = "added" if was is None else "removed" if will is None else "changed"
-            changes.append(PolicyChange(change=change, subject=subject, before=was, after=will))
-    return changes
+    return changes_between(_meaning(old), _meaning(new))
 
 
 def _meaning(document: OwnershipRules) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from sqlalchemy import bindparam
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -20,19 +20,20 @@ SWEEP = "ownership_sweep"
 """``meta``: VERSION:PLACE while every identity is derived again, PLACE the last one that was; VERSION alone when all were."""
 
 
-def due(store: Store, identity_ids: Iterable[int], at: int) -> Change | None:
-    """Return the change by which identities are derived again; None for none.
+# One that is due already gets another number, so that who is just deriving it does not take it off the list: what it read is old.
+_AGAIN = (
+    " ON CONFLICT (identity_id) DO UPDATE SET since_at ="
+    " CASE WHEN excluded.since_at > assignment_due.since_at THEN excluded.since_at ELSE assignment_due.since_at + 1 END"
+)
+DUE_BY_ID = text("INSERT INTO assignment_due (identity_id, since_at) VALUES (:identity_id, :at)" + _AGAIN)  # noqa: S608  (constants of ours)
+DUE_BY_NAME = text("INSERT INTO assignment_due (identity_id, since_at) SELECT id, :at FROM identity WHERE name = :identity" + _AGAIN)  # noqa: S608
+"""By these, identities are derived again, for writes of many of them at once; ``at`` in ms."""
 
-    One that is due already gets another number, so that who is just deriving it does not take it off the list: what it read is old.
-    """
-    rows = [{"one": identity_id, "at": at} for identity_id in dict.fromkeys(identity_ids)]
-    if not rows:
-        return None
-    table = tables.assignment_due
-    insert = sqlite_insert if store.is_sqlite else postgres_insert
-    statement = insert(table).values(identity_id=bindparam("one"), since_at=bindparam("at"))
-    again = statement.on_conflict_do_update(index_elements=["identity_id"], set_={"since_at": table.c.since_at + 1})
-    return Change(again, rows=rows)
+
+def due(identity_ids: Iterable[int], at: int) -> Change | None:
+    """Return the change by which identities are derived again; None for none."""
+    rows = [{"identity_id": identity_id, "at": at} for identity_id in dict.fromkeys(identity_ids)]
+    return Change(DUE_BY_ID, rows=rows) if rows else None
 
 
 def sweep(store: Store, random: Callable[[int], bytes] = os.urandom) -> Change:

@@ -13,6 +13,7 @@ from sqlalchemy import Row, func, select
 from handclasp.clock import Clock
 from handclasp.ownership.rules import MAX_PLACES, Evidence, Said
 from handclasp.store import tables
+from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 
 _DNS = re.compile(r"(?:\*\.)?[a-z0-9-]+(?:\.[a-z0-9-]+)+")
@@ -62,24 +63,27 @@ class Gatherer:
             )
             rows += await self._store.rows(newest)
         granted = [(row.identity_id, token) for row in rows for token in _tokens_in(row.granted_by)]
-        await self._look_up({token for _, token in granted})
+        tokens = await self._look_up({token for _, token in granted})
         found: dict[int, set[tuple[str, str]]] = defaultdict(set)
         for identity_id, token in granted:
-            known = self._tokens.get(token)
+            known = tokens[token]
             if known is not None:
                 found[identity_id].add(known)
         return found
 
-    async def _look_up(self, ids: set[str]) -> None:
-        if len(self._tokens) + len(ids) > _REMEMBERED:
-            self._tokens.clear()
-        missing = sorted(ids - self._tokens.keys())
-        self._tokens.update(dict.fromkeys(missing))
+    async def _look_up(self, ids: set[str]) -> dict[str, tuple[str, str] | None]:
+        """Return each token's name and owner. What is being read is not remembered yet: another call would take it for no owner."""
+        known = {one: self._tokens[one] for one in ids if one in self._tokens}
+        missing = sorted(ids - known.keys())
+        known |= dict.fromkeys(missing)
         token = tables.token.c
-        for start in range(0, len(missing), 500):
-            some = missing[start : start + 500]
+        for some in in_chunks(missing, 500):
             for row in await self._store.rows(select(token.id, token.name, token.owner).where(token.id.in_(some))):
-                self._tokens[row.id] = (row.name, row.owner.strip()) if row.owner and row.owner.strip() else None
+                known[row.id] = (row.name, row.owner.strip()) if row.owner and row.owner.strip() else None
+        if len(self._tokens) + len(missing) > _REMEMBERED:
+            self._tokens.clear()
+        self._tokens.update((one, known[one]) for one in missing)
+        return known
 
     async def _dns(self, ids: Sequence[int]) -> dict[int, set[str]]:
         name, of = tables.name.c, tables.identity_name.c
@@ -92,9 +96,10 @@ class Gatherer:
 
     async def _places(self, ids: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
         standing, sighting, location, source = tables.standing.c, tables.sighting.c, tables.location.c, tables.source.c
-        place = func.row_number().over(partition_by=standing.identity_id, order_by=sighting.id).label("place")
+        order = (standing.origin.desc(), sighting.id)  # what was issued here first
+        place = func.row_number().over(partition_by=standing.identity_id, order_by=order).label("place")
         seen = (
-            select(standing.identity_id, location.facts, location.host, source.facts.label("common"), place)
+            select(standing.identity_id, standing.origin, location.facts, location.host, source.facts.label("common"), place)
             .join(tables.sighting, (sighting.sha256 == standing.sha256) & sighting.ended_at.is_(None))
             .join(tables.location, location.id == sighting.location_id)
             .outerjoin(tables.source, source.id == location.source_id)
@@ -103,7 +108,13 @@ class Gatherer:
         )
         query = select(seen).where(seen.c.place <= MAX_PLACES).order_by(seen.c.place)
         found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        issued: set[int] = set()
         for row in await self._store.rows(query):
+            # Anybody can make a certificate with any name. Where one that was issued is seen, the others say nothing of whose it is.
+            if row.origin == "issued":
+                issued.add(row.identity_id)
+            elif row.identity_id in issued:
+                continue
             facts = facts_of(row.common or "{}", row.facts)
             if row.host and "host" not in facts:
                 facts["host"] = row.host

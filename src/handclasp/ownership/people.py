@@ -132,7 +132,7 @@ class People:
             Change(delete(table).where(table.c.identity_id == bindparam("one"), old), rows=rows),
             Change(insert(table).values(values), rows=rows),
         ]
-        again = due(self._store, [word.identity_id for word in words], now)
+        again = due([word.identity_id for word in words], now)
         return [*changes, again] if again is not None else changes
 
     def _deny(self, ids: Sequence[int], owner: str, detail: str, now: int) -> list[Change]:
@@ -143,7 +143,7 @@ class People:
             Change(delete(table).where(table.c.identity_id == bindparam("one"), theirs), rows=[{"one": one} for one in ids]),
             Change(insert(table).values(identity_id=bindparam("one"), **row), rows=[{"one": one} for one in ids]),
         ]
-        again = due(self._store, ids, now)
+        again = due(ids, now)
         return [*changes, again] if again is not None else changes
 
     async def identity(self, name: str) -> Row[Any]:

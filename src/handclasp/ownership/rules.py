@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from handclasp.ownership.catalogue import Catalogue, Item
 from handclasp.ownership.document import CONFIDENCE, OwnershipRules, Rule
@@ -28,7 +28,7 @@ UNKNOWN_CONFIDENCE = 30
 MAX_PLACES = 200
 """Places of one identity that are looked at: a thousand replicas have the same labels."""
 
-_RANK = {name: rank for rank, name in enumerate(EVIDENCE)}
+_RANK = {name: place for place, name in enumerate(EVIDENCE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,32 @@ def _judge(ordered: list[Candidate], threshold: int) -> Judgement:
     return Judgement(winner.owner, tier, environment, candidates)
 
 
-def _strength(one: Candidate) -> tuple[int, int]:
+class Strong(Protocol):
+    """What has a place in the order of evidence: a candidate, or a row of ``assignment``."""
+
+    @property
+    def evidence(self) -> str:
+        """One of :data:`EVIDENCE`, or a denial."""
+
+    @property
+    def rule(self) -> str:
+        """The rule's name."""
+
+    @property
+    def owner(self) -> str:
+        """Whose it says that it is."""
+
+    @property
+    def confidence(self) -> int:
+        """In percent."""
+
+
+def rank(one: Strong) -> tuple[int, int, str, str]:
+    """Return the sort key of evidence, the strongest first, with a fixed order among those that are as strong."""
+    return *_strength(one), one.rule, one.owner
+
+
+def _strength(one: Strong) -> tuple[int, int]:
     return _RANK.get(one.evidence, len(EVIDENCE)), -one.confidence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from handclasp.ownership.assign import Assigner
 from handclasp.ownership.book import OwnershipBook
 from handclasp.ownership.document import parse_ownership
 from handclasp.ownership.nearest import Nearest
-from handclasp.ownership.rules import EVIDENCE, Candidate, Evidence, Judgement
+from handclasp.ownership.rules import Candidate, Evidence, Judgement, rank
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire.ownership import Assignment, Assignments, Owner, Ownership, OwnershipItem, OwnershipTest, Sweep
@@ -30,8 +31,6 @@ NEEDS = {
 
 Place = tuple[int, int, int]
 """Where the next page begins: part of the list, its order there, identity."""
-
-_RANK = {name: rank for rank, name in enumerate(EVIDENCE)}
 
 
 class OwnershipViews:
@@ -116,14 +115,15 @@ class OwnershipViews:
             environment=identity.environment,
             owner_left=await self._has_left(identity.owner),
             known=True,
-            items=[_assignment(row) for row in sorted(rows, key=_strength)],
+            items=[_assignment(row) for row in sorted(rows, key=rank)],
         )
 
     async def test(self, wanted: OwnershipTest) -> Assignments:
         """Say who would own an identity; writes nothing. Raises ``bad_policy`` for rules that are none."""
         book = await self._book.current()
         if wanted.text is not None:
-            book = type(book)(parse_ownership(wanted.text), book.known, book.version)
+            rules = await asyncio.to_thread(parse_ownership, wanted.text)  # as in OwnershipBook.compare
+            book = type(book)(rules, book.known, book.version)
         evidence = Evidence(places=(wanted.facts,)) if wanted.facts is not None else None
         identity = await self._store.row(select(tables.identity.c.id).where(tables.identity.c.name == wanted.identity))
         judgement = await self._assigner.judge(wanted.identity, evidence, book)
@@ -200,7 +200,7 @@ class OwnershipViews:
         held = tables.assignment.c
         rows = await self._store.rows(select(tables.assignment).where(held.identity_id.in_([row.id for row in identities])))
         by_identity: dict[int, list[Row[Any]]] = defaultdict(list)
-        for row in sorted(rows, key=_strength):
+        for row in sorted(rows, key=rank):
             by_identity[row.identity_id].append(row)
         nearest = await self._names() if guess else None
         items = []
@@ -247,10 +247,6 @@ def _with_near(guesses: list[Assignment], near: Iterable[tuple[str, str, int]], 
         for owner, part, sure in near
         if owner not in known
     ]
-
-
-def _strength(row: Row[Any]) -> tuple[int, int, str, str]:
-    return _RANK.get(row.evidence, len(_RANK)), -row.confidence, row.rule, row.owner
 
 
 def _assignment(row: Row[Any]) -> Assignment:
