@@ -229,7 +229,6 @@ def test_whoever_asks_for_older_sets_gets_those_that_count(host: Host, pattern: 
     put(host.root / "ours/generations/00000006/cert.pem", pem(LEAF))
     (host.root / "ours/current").symlink_to("generations/00000007")
     put(host.root / "mount/..1/tls.crt", pem(LEAF))
-    put(host.root / "mount/..0/tls.crt", pem(LEAF))
     (host.root / "mount/..data").symlink_to("..1")
     assert sorted(host.scan(paths=[f"{host.root}/{pattern}"])) == wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from handclasp.agent.config.discover import DiscoverSettings
 from handclasp.agent.discover.rules import Rules, foreign_mounts, normal
 from handclasp.agent.discover.scan import Heard, Order, Scan
 from handclasp.agent.discover.work import read_passwords
+from handclasp.agent.loop import state_directory
 from handclasp.clock import Clock, rfc3339, system_clock
 from handclasp.pki.reading import read_certificate
 from handclasp.wire.filescans import FileScan, FileSightings
@@ -77,7 +79,9 @@ def discover(
     roots = normal([str(Path(path).expanduser().absolute()) for path in paths])
     settings = DiscoverSettings(allow=tuple(os.path.realpath(root) for root in roots))
     if config is not None:
-        settings = load_config(config).section("discover") or DiscoverSettings()
+        loaded = load_config(config)
+        settings = loaded.section("discover") or DiscoverSettings()
+        settings = replace(settings, deny=(*settings.deny, os.path.realpath(state_directory(loaded, None))))
     told: list[FileSightings] = []
 
     def tell(chunk: FileSightings) -> Heard:

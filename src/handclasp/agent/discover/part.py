@@ -19,7 +19,7 @@ from handclasp.agent.discover.scan import Heard, Order
 from handclasp.agent.discover.work import Said
 from handclasp.agent.state import slug
 from handclasp.errors import HandclaspError, Kind
-from handclasp.wire.filescans import FileScan, FileSightings
+from handclasp.wire.filescans import FileScan, FileSightings, host_of
 
 if TYPE_CHECKING:
     from handclasp.client.api import ApiClient
@@ -82,7 +82,7 @@ class FileScans:
         order = Order(
             scan=scan,
             identity=self._identity,
-            host=self._identity.rpartition("/agent/")[2],
+            host=host_of(self._identity),
             allow=list(self._settings.allow),
             deny=[*self._settings.deny, os.path.realpath(self._state)],
             passwords_file=str(self._settings.passwords_file or ""),
