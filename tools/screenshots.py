@@ -42,6 +42,7 @@ def pages(world: Any) -> dict[str, tuple[str, str, dict[str, int]]]:
         "console-views": ("views", "light", WIDE),
         "console-sources": ("sources", "light", WIDE),
         "console-source": ("sources/own", "light", WIDE),
+        "console-source-new": ("sources/new", "light", WIDE),
         "console-scan": (f"scans/{world.scan}", "light", WIDE),
         "console-agents": ("agents", "light", WIDE),
         "console-agent": (f"agent?name={world.agent}", "light", WIDE),

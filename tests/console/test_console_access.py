@@ -13,6 +13,7 @@ from handclasp import wire
 from handclasp.access.principals import SCOPES, ConsoleUser, OidcPrincipal
 from handclasp.access.roles import OWN_SCOPES, ROLES, SCOPES_OF, Roles
 from handclasp.access.sessions import Sessions
+from handclasp.access.signin import Client, OidcSignIn
 from handclasp.console.assets import Assets
 from handclasp.console.nav import NAV, nav_for, section_of
 from handclasp.console.pages.rules import token_command
@@ -68,7 +69,8 @@ def test_roles_of_certificates(identity: str, role: str | None) -> None:
     ],
 )
 def test_roles_of_claims(claims: dict[str, Any], role: str | None, teams: set[str]) -> None:
-    found = Roles(RULES).of_claims(claims)
+    roles = Roles(RULES)
+    found = roles.of_held(roles.held(claims))
     assert ((found.name, set(found.teams)) if found else (None, set())) == (role, teams)
 
 
@@ -150,6 +152,34 @@ def test_a_session_lives_as_long_as_what_it_began_with(migrated_url: str, tmp_pa
             clock.pass_(13 * 3600)
             await sessions.sweep()
             assert await here.here.store.rows(select(tables.session)) == []
+
+    asyncio.run(run())
+
+
+def test_a_provider_that_is_away_is_not_asked_by_everybody_who_presses_the_button() -> None:
+    """Anybody may press it, signed in or not; a request for each would be one way to attack the provider."""
+    asked: list[str] = []
+    now = [1_800_000_000_000]
+
+    async def fetch(url: str) -> bytes:
+        asked.append(url)
+        await asyncio.sleep(0)
+        if now[0] < 1_800_000_010_000:
+            raise HandclaspError(Kind.UNAVAILABLE, "away")
+        return b'{"issuer": "https://idp.example", "authorization_endpoint": "https://idp.example/authorize"}'
+
+    async def post(_url: str, _body: bytes, _headers: Any) -> tuple[int, bytes]:
+        raise AssertionError("nothing is redeemed here")
+
+    async def run() -> None:
+        door = OidcSignIn(Client("https://idp.example", "console"), fetch, post, lambda: now[0])
+        pressed = await asyncio.gather(*(door.begin("https://here/callback") for _ in range(20)), return_exceptions=True)
+        assert [one.kind for one in pressed if isinstance(one, HandclaspError)] == [Kind.UNAVAILABLE] * 20
+        assert len(asked) == 1
+        now[0] += 10_000
+        addresses = await asyncio.gather(*(door.begin("https://here/callback") for _ in range(20)))
+        assert len({secret for _, secret in addresses}) == 20
+        assert len(asked) == 2
 
     asyncio.run(run())
 

@@ -166,3 +166,49 @@ def test_a_source_is_read_now(browser: Any, place: Place) -> None:
         assert "1 of 1 places read" in page.inner_text(".progress")
         visitor.go("locations?source=own")
         assert page.locator("table.list tbody tr").count() == 1
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_source_is_added_by_a_form(browser: Any, place: Place, scripts: bool) -> None:
+    name = f"office-{scripts}".lower()
+    with visiting(browser, place.live, java_script_enabled=scripts) as visitor:
+        page = visitor.sign_in().go("sources")
+        page.get_by_role("link", name="New source").click()
+        page.fill("input[name=name]", name)
+        page.fill("textarea[name=allow]", "10.0.0.0/24\nno network/at all")
+        page.fill("input[name=every]", "")
+        if scripts and page.evaluate("!!window.htmx"):
+            page.locator("code", has_text=f"handclasp source add network {name} --allow 10.0.0.0/24").wait_for()
+        page.get_by_role("button", name="Add the source").click()
+        assert "is not an address or a network" in page.locator(".said.bad").inner_text()
+        assert page.input_value("input[name=name]") == name, "what was typed is kept"
+        page.fill("textarea[name=allow]", "10.0.0.0/24")
+        page.get_by_role("button", name="Add the source").click()
+        assert "Added" in page.locator(".said").inner_text()
+        assert page.locator("h1").inner_text() == name
+        assert page.get_by_role("button", name="Run now").is_visible()
+        assert "10.0.0.0/24" in page.inner_text("main")
+    assert newest(place, "source.added")["what"]["source"] == name
+
+
+def test_a_token_that_is_refused_loses_nothing_that_was_typed(browser: Any, place: Place) -> None:
+    with visiting(browser, place.live) as visitor:
+        page = visitor.sign_in().go("tokens/new")
+        page.fill("input[name=name]", "kept")
+        page.fill("textarea[name=allow]", "spiffe://example.org/prod/kept")
+        page.fill("input[name=expires]", "soon")
+        page.get_by_role("button", name="Make the token").click()
+        assert page.locator(".said.bad").inner_text()
+        assert page.input_value("textarea[name=allow]") == "spiffe://example.org/prod/kept"
+
+
+def test_the_whole_history_of_an_identity_is_a_page_away(browser: Any, place: Place) -> None:
+    with visiting(browser, place.live) as visitor:
+        page = visitor.sign_in().go(f"identity?name={place.world.identity}")
+        page.get_by_role("link", name="All its certificates in the log").click()
+        assert page.locator("tbody tr", has_text="certificate.renewed").count() >= 2
+        assert page.locator("tbody tr", has_text="certificate.issued").count() == 1
+        visitor.go(f"identity?name={place.world.identity}")
+        page.get_by_role("link", name="All decisions about it").click()
+        assert "subject=" in page.url
+        assert page.locator("h1").inner_text() == "Log"

@@ -93,7 +93,13 @@ def test_an_identity_s_name_that_is_a_pattern_does_not_rotate_others(opened: Set
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("PUT", "/v1/owners"), ("PUT", "/v1/ownership"), ("POST", "/v1/views"), ("PUT", "/v1/owners/mallory"), ("POST", "/v1/owners/mallory:ask")],
+    [
+        ("PUT", "/v1/owners"),
+        ("PUT", "/v1/ownership"),
+        ("POST", "/v1/views"),
+        ("PUT", "/v1/owners/mallory"),
+        ("POST", "/v1/owners/mallory:ask"),
+    ],
 )
 def test_naming_one_s_own_opens_nothing_else(opened: Settings, method: str, path: str) -> None:
     """Where a call is not about one identity, an identity in its body says nothing."""

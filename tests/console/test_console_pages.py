@@ -17,6 +17,7 @@ def paths(world: World) -> list[str]:
         f"identity?name={world.identity}", "identity?name=dns:partner.example.com", "certificates", "certificates?standing=foreign",
         "certificates?q=no-such", f"certificates/{world.issued}", f"certificates/{world.unissued}", f"certificates/{world.hostile}",
         "locations", "locations?state=failed", f"locations/{world.location}", "views", "sources", "sources/edge", "sources/lemur",
+        "sources/agents", "sources/new", "sources/new?kind=files", f"identity/history?name={world.identity}",
         f"scans/{world.scan}", "agents", f"agent?name={world.agent}", "owners", "owner?name=payments", "owner?name=platform", "ownership",
         "triage", "triage?queue=decision", "triage?queue=confirmation", "triage?queue=found", "triage?queue=found&standing=foreign",
         "tokens", f"tokens/{world.token}", "tokens/new?name=web&allow=spiffe://example.org/prod/web", "policy", "profiles",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import re
 from contextlib import closing
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from handclasp.api.problems import STATUS
+from handclasp.console.app import Console, Page
+from handclasp.console.visit import Answer, Visit
+from handclasp.errors import HandclaspError
 from support.console_browser import Place
 from support.live import Holder
 
@@ -159,6 +166,52 @@ def test_where_one_goes_after_signing_in_is_a_page_of_ours(place: Place) -> None
     ):
         status, _, headers = stranger.send("POST", "sign-in/certificate", {"next": wanted})
         assert (status, headers["location"]) == (303, to), wanted
+
+
+def test_an_agent_is_no_person(place: Place) -> None:
+    """A pattern of console_roles may fit its name; but whoever has a host has its agent's certificate."""
+    agent = place.live.holder("spiffe://example.org/agent/no-person", profile="agent")
+    status, body, headers = Session(place, agent).send("POST", "sign-in/certificate", {})
+    assert (status, headers["set-cookie"]) == (403, None)
+    assert "this is the certificate of an agent, and not of a person" in body
+
+
+def test_a_form_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may begin to send one to the door."""
+    monkeypatch.setattr("handclasp.console.app.FORM_WITHIN", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(3600)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        page = Page("POST", "sign-in/token", _never, public=True)
+        log_key = SimpleNamespace(name="example.org/log")
+        console = Console([page], _NoApi(), _Nobody(), None, lambda: 0, None, log_key)  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "POST", "path": "/console/sign-in/token", "query_string": b"", "headers": [], "client": None}
+        await console(scope, receive, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 504
+    assert b"did not come in time" in sent[1]["body"]
+
+
+async def _never(_visit: Visit) -> Answer:
+    raise AssertionError("the form never came")
+
+
+class _NoApi:
+    def status(self, error: HandclaspError) -> int:
+        return STATUS[error.kind]
+
+
+class _Nobody:
+    async def find(self, _secret: str, *, active: bool = True) -> None:
+        return None
 
 
 def test_what_every_answer_says_to_the_browser(people: dict[str, Session], place: Place) -> None:

@@ -78,10 +78,6 @@ class Roles:
         said = set(held)
         return _highest(rule.role for rule in self._rules if rule.claim in said)
 
-    def of_claims(self, claims: Mapping[str, Any]) -> Role | None:
-        """Return the role of whom an OIDC issuer says this about."""
-        return self.of_held(self.held(claims))
-
     @property
     def takes_certificates(self) -> bool:
         """Whether anybody can sign in with a client certificate."""

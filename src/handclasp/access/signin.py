@@ -6,6 +6,7 @@ from it, so that any process of the server can take the answer, and nothing is k
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -30,6 +31,8 @@ PostForm = Callable[[str, bytes, Mapping[str, str]], Awaitable[tuple[int, bytes]
 """Posts a form with further headers to a URL that passed the egress guard; returns status and body."""
 
 METADATA_FOR = 600_000  # ms that the provider's metadata is taken for current
+COOLDOWN = 5_000
+"""ms after a failure in which the provider is not asked again: anybody may press the button, and each time would be a request to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class OidcSignIn:
         self._verifier = OidcVerifier((issuer,), fetch, clock, insecure=insecure)
         self._metadata: dict[str, Any] = {}
         self._fetched_at = 0
+        self._failed_at: int | None = None
+        self._fetching = asyncio.Lock()
 
     async def begin(self, redirect_uri: str) -> tuple[str, str]:
         """Return where to send the browser, and the secret that it has to keep until it is back. Raises ``unavailable``."""
@@ -126,20 +131,37 @@ class OidcSignIn:
 
     async def _endpoint(self, name: str) -> str:
         if not self._metadata or not 0 <= self._clock() - self._fetched_at < METADATA_FOR:
-            url = self._client.issuer.removesuffix("/") + "/.well-known/openid-configuration"
-            check_url(url, insecure=self._insecure)
-            try:
-                metadata = json_object(await self._fetch(url))
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider's metadata cannot be read") from error
-            if metadata.get("issuer") != self._client.issuer:
-                raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider's metadata is not its own", hint="see console_oidc_issuer")
-            self._metadata, self._fetched_at = metadata, self._clock()
+            await self._fetch_metadata()
         address = self._metadata.get(name)
         if not isinstance(address, str):
             raise HandclaspError(Kind.UNAVAILABLE, f"the sign-in provider has no {name}")
         check_url(address, insecure=self._insecure)
         return address
+
+    async def _fetch_metadata(self) -> None:
+        """Fetch the provider's metadata, one request at a time, and none right after one that failed."""
+        async with self._fetching:
+            now = self._clock()
+            if self._metadata and 0 <= now - self._fetched_at < METADATA_FOR:
+                return  # whoever fetched before has it
+            if self._failed_at is not None and 0 <= now - self._failed_at < COOLDOWN:
+                raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider cannot be reached", retry_after=COOLDOWN / 1000)
+            try:
+                self._metadata, self._fetched_at, self._failed_at = await self._metadata_now(), now, None
+            except BaseException:
+                self._failed_at = now
+                raise
+
+    async def _metadata_now(self) -> dict[str, Any]:
+        url = self._client.issuer.removesuffix("/") + "/.well-known/openid-configuration"
+        check_url(url, insecure=self._insecure)
+        try:
+            metadata = json_object(await self._fetch(url))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider's metadata cannot be read") from error
+        if metadata.get("issuer") != self._client.issuer:
+            raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider's metadata is not its own", hint="see console_oidc_issuer")
+        return metadata
 
 
 def _not(why: str) -> HandclaspError:

@@ -119,7 +119,7 @@ class Console:
             return
         try:
             status, headers, body = self._render(answer, visit)
-        except Exception:
+        except Exception:  # a mistake in a template is answered as one in a page, and not with a connection that ends
             _log.exception("a page cannot be rendered: %s", scope["path"][:200])
             status, headers, body = self._render(self._problem(HandclaspError(Kind.INTERNAL, "unexpected error")), visit)
         await _send(send, status, headers, b"" if scope["method"] == "HEAD" else body, len(body))
@@ -261,6 +261,7 @@ class Console:
             "frame": "partial.html" if visit.partial else "base.html",
             "nav": nav_for(visit.can) if visit.session is not None else [],
             "section": section_of(visit.path),
+            "domain": visit.log_key.name.partition("/")[0],
         }
 
     async def _stream(self, answer: Raw, visit: Visit, receive: Receive, send: Send) -> None:
@@ -316,7 +317,6 @@ NO_COOKIE = f"{COOKIE}=; Max-Age=0{STRICT}"
 
 
 def _equal(one: str, other: str) -> bool:
-
     return hmac.compare_digest(one.encode(), other.encode())
 
 

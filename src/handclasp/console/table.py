@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from handclasp.console.app import Page
-from handclasp.console.pages import discovery, inventory, log, overview, owners, rules, trust
+from handclasp.console.pages import discovery, inventory, log, new_source, overview, owners, rules, trust
 
 PAGES: tuple[Page, ...] = (
     *overview.PAGES,
     *inventory.PAGES,
     *discovery.PAGES,
+    *new_source.PAGES,
     *owners.PAGES,
     *rules.PAGES,
     *trust.PAGES,

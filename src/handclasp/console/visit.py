@@ -8,8 +8,6 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
-from msgspec import Struct
-
 from handclasp.access.principals import ConsoleUser
 from handclasp.access.sessions import Session
 from handclasp.errors import HandclaspError, Kind
@@ -189,8 +187,3 @@ def read_form(body: bytes) -> tuple[dict[str, str], dict[str, list[str]]]:
     for name, value in pairs:
         lists.setdefault(name, []).append(value.replace("\r\n", "\n"))
     return {name: values[-1] for name, values in lists.items()}, lists
-
-
-def as_dict(value: Struct) -> dict[str, Any]:
-    """Return the fields of an answer by name."""
-    return {name: getattr(value, name) for name in value.__struct_fields__}

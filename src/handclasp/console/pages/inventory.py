@@ -14,6 +14,8 @@ from handclasp.errors import HandclaspError, Kind
 
 HISTORY = 8
 """Certificates of an identity's line, and decisions about it, of which its page shows the entries of the log."""
+OF_HISTORY = 20
+"""Certificates on one page of an identity's whole history."""
 DECISIONS = ("claimed", "dismissed", "investigate", "unmanaged")
 REASONS = ("unspecified", "key_compromise", "affiliation_changed", "superseded", "cessation_of_operation", "privilege_withdrawn")
 FORMATS = {"csv": "csv", "json": "json", "cbom": "cdx.json"}
@@ -71,14 +73,34 @@ async def _history(visit: Visit, detail: Any) -> list[Any]:
         return []
     found: dict[int, Any] = {}
     line = [item.certificate for item in detail.line[:HISTORY]]
-    subjects = [detail.log_subject, *(f"certificate:{one.sha256}" for one in line if one.state == "revoked" or one.origin == "found")]
-    for subject in subjects:
-        listed = await visit.get("/v1/log/entries", {"subject": subject, "limit": str(HISTORY)})
-        found |= {entry.index: entry for entry in listed.items}
+    listed = await visit.get("/v1/log/entries", {"subject": detail.log_subject, "limit": str(HISTORY)})
+    found |= {entry.index: entry for entry in listed.items}
     for one in line:
-        if one.log_entry is not None:
-            found[one.log_entry] = await visit.get(f"/v1/log/entries/{one.log_entry}")
+        found |= await _entries_of(visit, one)
     return [found[index] for index in sorted(found, reverse=True)[: 2 * HISTORY]]
+
+
+async def history(visit: Visit) -> Answer:
+    """Show everything in the log about an identity's certificates, a page of certificates at a time: entries have no index by identity."""
+    name = visit.query.get("name", "")
+    query = {"identity": name, "limit": str(OF_HISTORY)} | visit.picked("cursor")
+    listed = await visit.get("/v1/certificates", query)
+    entries = []
+    for one in listed.items:
+        found = await _entries_of(visit, one)
+        entries += [found[index] for index in sorted(found, reverse=True)]
+    return Shown("history.html", {"name": name, "listed": listed, "entries": entries})
+
+
+async def _entries_of(visit: Visit, one: Any) -> dict[int, Any]:
+    """Return the entries about one certificate, by index."""
+    found: dict[int, Any] = {}
+    if one.state == "revoked" or one.origin == "found":
+        listed = await visit.get("/v1/log/entries", {"subject": f"certificate:{one.sha256}", "limit": str(HISTORY)})
+        found |= {entry.index: entry for entry in listed.items}
+    if one.log_entry is not None:
+        found[one.log_entry] = await visit.get(f"/v1/log/entries/{one.log_entry}")
+    return found
 
 
 async def certificate(visit: Visit) -> Answer:
@@ -173,6 +195,7 @@ async def remove_view(visit: Visit) -> Answer:
 PAGES = (
     Page("GET", "identities", identities),
     Page("GET", "identity", identity),
+    Page("GET", "identity/history", history),
     Page("POST", "identity/rotate", rotate),
     Page("POST", "identity/assign", assign),
     Page("GET", "certificates", certificates),

@@ -45,8 +45,10 @@ async def entry(visit: Visit) -> Answer:
         verify_proof(proof.proof, None, [visit.log_key])
     except HandclaspError as error:
         problem = error.detail
+    newest = (await visit.get("/v1/log/entries", {"limit": "1"})).items
     context = {
         "one": one,
+        "newest": newest[0].index if newest else one.index,
         "meaning": ENTRY_TYPES.get(one.entry.get("type", ""), ""),
         "text": json.dumps(one.entry, indent=2, ensure_ascii=False),
         "proof": proof,

@@ -31,13 +31,14 @@ async def timeline(visit: Visit) -> Answer:
     half, by = SPANS[span]
     query = {"since": rfc3339(visit.now - half * 1000), "until": rfc3339(visit.now + half * 1000), "by": by}
     found = await visit.get("/v1/timeline", query)
+    step = 3_600_000 if by == "hour" else 86_400_000
     context = {
         "timeline": found,
         "span": span,
         "spans": SPANS,
         "past": chart(found.items, ("issued", "renewed", "refused"), until=visit.now),
-        "coming": chart(found.items, ("expiring", "renewing"), since=visit.now - (3_600_000 if by == "hour" else 86_400_000)),
-        "busy": _busiest(found.items, visit.now),
+        "coming": chart(found.items, ("expiring", "renewing"), since=visit.now - step),
+        "busy": [(one, rfc3339(parse_rfc3339(one.at) + step)) for one in _busiest(found.items, visit.now, step)],
     }
     return Shown("timeline.html", context)
 
@@ -53,9 +54,9 @@ def chart(loads: Sequence[Any], names: Sequence[str], *, since: int = 0, until: 
     }
 
 
-def _busiest(loads: Sequence[Any], now: int) -> list[Any]:
+def _busiest(loads: Sequence[Any], now: int, step: int) -> list[Any]:
     """Return the times to come with the most to renew or to end, the busiest first."""
-    coming = [load for load in loads if parse_rfc3339(load.at) + 3_600_000 > now and load.expiring + load.renewing]
+    coming = [load for load in loads if parse_rfc3339(load.at) + step > now and load.expiring + load.renewing]
     return sorted(coming, key=lambda load: load.expiring + load.renewing, reverse=True)[:12]
 
 

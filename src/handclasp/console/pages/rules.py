@@ -40,6 +40,7 @@ async def _token_form(visit: Visit, given: Mapping[str, str], lists: Mapping[str
     profiles = await visit.find("policy:read", "/v1/profiles")
     held = [scope for scope in SCOPES if visit.can(scope)]
     return {
+        "error": None,
         "given": given,
         "ticked": {name: set(lists.get(name, ())) for name in ("profiles", "scopes")},
         "profiles": [one.name for one in profiles.items] if profiles is not None else [],
@@ -52,8 +53,14 @@ async def create_token(visit: Visit) -> Answer:
     """Make a token, and show it once; or show the form again with the command, where that button was pressed."""
     if "preview" in visit.form:
         return Shown("token_new.html", await _token_form(visit, visit.form, visit.lists))
-    request = _token_request(visit.form, visit.lists)
-    made = await visit.send("POST", "/v1/tokens", request)
+    try:
+        request = _token_request(visit.form, visit.lists)
+        made = await visit.send("POST", "/v1/tokens", request)
+    except HandclaspError as error:
+        if error.kind is not Kind.BAD_REQUEST:
+            raise
+        form = {**visit.form, **({} if visit.form.get("uses", "").isdigit() else {"uses": ""})}  # nothing else of what was typed is lost
+        return Shown("token_new.html", await _token_form(visit, form, visit.lists) | {"error": error}, visit.api.status(error))
     return Shown("token_made.html", {"made": made, "command": token_command(request), "agent": bool(request.get("agent"))})
 
 
