@@ -70,6 +70,8 @@ BAD: list[tuple[dict[str, Any], Kind, str]] = [
     ({"every": "5s"}, Kind.BAD_SETTING, "every 1m"),
     ({"every": "often"}, Kind.BAD_REQUEST, "duration"),
     ({"runs": "me"}, Kind.BAD_SETTING, "runs is one of"),
+    ({"runs": "agents"}, Kind.BAD_SETTING, "agents cannot read a source of the kind network"),
+    ({"kind": "files", "settings": {}, "runs": "server"}, Kind.BAD_SETTING, "read by agents"),
     ({"token": "secret"}, Kind.BAD_REQUEST, "token"),
 ]
 
@@ -158,13 +160,15 @@ def test_collectors_do_not_get_what_the_server_reads(live: Live, admin: Client) 
         assert not client.record_part(scan, 0, PartRecord(lease="pod-1/anything")).held
     admin("POST", f"/v1/scans/{scan}/parts/x:record", {"lease": "a"}).refused(Kind.BAD_REQUEST)
     admin("POST", f"/v1/scans/{scan}/parts/0:record", {"lease": "a", "parts": [{}]}).refused(Kind.BAD_REQUEST)
+    for place in ("x", "-1", "0", "\u00b2", "1" * 5000, "100001"):  # it numbers rows
+        admin("POST", f"/v1/scans/{scan}/parts/0:record", {"lease": "a", "parts": [{}], "place": place}).refused(Kind.BAD_REQUEST)
     admin("POST", f"/v1/scans/{scan}:stop")
 
 
 def test_an_import_twice_is_an_import_once(live: Live, admin: Client) -> None:
     add(admin, "inherited", kind="import", scope={}, settings={})
     der = leaf("inherited.example")
-    one = Observed(key="import:lb-1", kind="import", shown="lb-1", at=1_700_000_000_000, certificates=[Seen(der=der)])
+    one = Observed(key="import:lb-1", kind="import", shown="lb-1", at=1_700_000_000_000, certificates=[Seen(der=der, role="listed")])
     body = {"sightings": msgspec.to_builtins(Sightings(observed=[one]))}
     first = admin("POST", "/v1/sources/inherited:import", body).ok()
     again = admin("POST", "/v1/sources/inherited:import", body).ok()

@@ -55,5 +55,6 @@ def test_an_agent_is_without_the_command_line_and_fails_like_it(tmp_path: Path) 
     assert found.returncode == 1
     assert found.stderr.startswith("error: ")
     assert "(bad_setting)" in found.stderr
-    look = "import sys, handclasp.cli.start, handclasp.cli.terminal, handclasp.agent.loop; print({'click', 'asyncio'} & {*sys.modules})"
+    never = {"click", "asyncio", *(f"handclasp.wire.{one}" for one in ("discovery", "inventory", "ownership"))}
+    look = f"import sys, handclasp.cli.start, handclasp.cli.terminal, handclasp.agent.loop; print({never!r} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "set()\n"

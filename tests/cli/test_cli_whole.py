@@ -72,7 +72,7 @@ def test_from_a_token_to_a_verified_log(shell: Shell) -> None:
     assert belong_together(here / "tls/key.pem", here / "tls/cert.pem")
     shown = json.loads(shell("cert", "show", "tls/cert.pem", "--json"))
     assert (shown["identity"], shown["generation"], shown["state"]) == (WEB, 1, "valid")
-    assert json.loads(shell("identity", "show", WEB, "--json"))["certificates"] == 2
+    assert json.loads(shell("identity", "show", WEB, "--json"))["identity"]["certificates"] == 2
     shell("cert", "revoke", "tls/cert.pem", "--reason", "superseded")
     shell("cert", "renew", *files, code=1)
     until = time.monotonic() + 30

@@ -13,20 +13,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from test_server_jobs import OwnStub, opened, settings_for, signed_size, until
 
 from handclasp.api.handlers import log as handlers
+from handclasp.api.handlers import system
 from handclasp.api.routes import Call
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.log.entries import make_entry
 from handclasp.log.sequencer import Sequencer
 from handclasp.server import health as health_module
-from handclasp.server.health import LAG_LIMIT, Health
+from handclasp.server.health import LAG_LIMIT, NO_TRIGRAMS, Health
 from handclasp.server.instance import Instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.scrub import Scrub
-from handclasp.store.writes import Write
+from handclasp.store.writes import Change, Write
 from support.errors import refused
 from support.writes import certificate_row, certificate_write, log_entry
 
@@ -79,6 +81,22 @@ def test_a_tampered_log_is_reported_and_revocations_are_published_all_the_same(t
                     except HandclaspError:
                         await asyncio.sleep(0.02)
             await jobs.stop()
+
+    asyncio.run(run())
+
+
+def test_names_without_an_index_are_a_warning_and_keep_nobody_from_work(migrated_url: str, tmp_path: Path) -> None:
+    """PostgreSQL's own extension is missing where its role may not install it; SQLite always has its index."""
+
+    async def run() -> None:
+        async with opened(settings_for(tmp_path, database=migrated_url)) as (instance, _):
+            if not instance.store.is_sqlite:
+                await instance.store.ledger.commit(Write([], [Change(text("DROP INDEX ix_name_trigram"))]))
+                health = await system.readyz(call(instance))
+                assert (health.status, health.problems) == ("ok", [NO_TRIGRAMS])
+                again = "CREATE INDEX ix_name_trigram ON name USING gin (text gin_trgm_ops)"  # as the warning says
+                await instance.store.ledger.commit(Write([], [Change(text(again))]))
+            assert (await system.readyz(call(instance))).problems == []
 
     asyncio.run(run())
 

@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from support.answering import Answering
 
 TOKEN = "8f246b77-f3e1-ff88-5b48-8ec93abf3e05"
 KEY = "-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n-----END EC PRIVATE KEY-----"
 SECRET = "s.vault-token-in-the-configuration"
 
 
-class FakeConsul:
+class FakeConsul(Answering):
     """Use as a context manager: ``url`` is the server's address and a proxy's; the proxy NAME is at ``/proxy/NAME/config_dump``."""
 
     def __init__(self, *, token: str = "") -> None:
+        super().__init__()
         self.token = token
         self.roots: list[dict[str, Any]] = []
         self.proxies: dict[str, Any] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
-        self.complaints: list[str] = []
         self.instead: dict[str, tuple[int, bytes]] = {}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                status, body = outer.answer(self.path, self.headers)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def do_POST(self) -> None:
-                outer.complaints.append(f"POST {self.path}")
-                self.send_error(405)
-
-            def do_PUT(self) -> None:
-                self.do_POST()
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> FakeConsul:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        assert not self.complaints, self.complaints
 
     def answer(self, target: str, headers: Any) -> tuple[int, bytes]:
         parts = urlsplit(target)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from support.answering import Answering
 
 
 def _vector(size: int, data: bytes) -> bytes:
@@ -36,41 +37,21 @@ class Logged:
         return self.timestamped + (_vector(3, self.certificate) if self.precertificate else b"") + _vector(2, bytes(32) * len(self.chain))
 
 
-class FakeLog:
+class FakeLog(Answering):
     """Use as a context manager. ``page``: as many entries as it gives at most."""
 
     def __init__(self, page: int = 100) -> None:
+        super().__init__()
         self.entries: list[Logged] = []
         self.page = page
         self.broken: set[int] = set()
         self.asked: list[str] = []
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def answer(self, target: str, headers: Any) -> tuple[int, bytes]:
+        data = self._said(target)
+        return (200, data) if data is not None else (404, b"")
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                data = outer.answer(self.path)
-                self.send_response(200 if data is not None else 404)
-                self.send_header("Content-Length", str(len(data or b"")))
-                self.end_headers()
-                self.wfile.write(data or b"")
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> FakeLog:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def answer(self, target: str) -> bytes | None:
+    def _said(self, target: str) -> bytes | None:
         parts = urlsplit(target)
         self.asked.append(parts.path)
         if parts.path == "/ct/v1/get-sth":

@@ -108,8 +108,9 @@ def foreign(
     ca: bool = False,
     subject: Mapping[Any, str] | None = None,
     key_type: str = "p256",
+    key: Any = None,
 ) -> bytes:
-    """A certificate that was not issued here, in DER. ``signer`` is (certificate, key) of an authority to sign with."""
+    """A certificate that was not issued here, in DER. ``signer`` is (certificate, key) of an authority to sign with; ``key`` is its own."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else [x509.DNSName(name)] if name else []
     parts = ({NameOID.COMMON_NAME: name} if name else {}) if subject is None else subject
     issuer_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]) if signer is None else signer[0].subject
@@ -117,7 +118,7 @@ def foreign(
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(kind, value) for kind, value in parts.items()]))
         .issuer_name(issuer_name)
-        .public_key(keys.generate(key_type).public_key())
+        .public_key((key or keys.generate(key_type)).public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(to_datetime(now - 60_000))
         .not_valid_after(to_datetime(now + round(lifetime * 1000)))

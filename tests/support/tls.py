@@ -30,9 +30,9 @@ def write(directory: Path, authority: FakeAuthority, spiffe: str = WEB, *, trust
 
 
 @contextmanager
-def echo(context: ssl.SSLContext) -> Iterator[tuple[int, list[str]]]:
+def echo(context: ssl.SSLContext, port: int = 0) -> Iterator[tuple[int, list[str]]]:
     """A threaded TLS echo server; yields its port and the list of peers that came."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     peers: list[str] = []
 
     def serve(plain: socket.socket) -> None:

@@ -3,57 +3,33 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from support.answering import Answering
 
 TOKEN = "hvs.only-for-reading"
 
 
-class FakeVault:
+class FakeVault(Answering):
     """Use as a context manager. ``paged`` is OpenBao's way of listing."""
 
     def __init__(self, *, paged: bool = True, namespace: str = "") -> None:
+        super().__init__()
         self.paged, self.namespace = paged, namespace
         self.certs: dict[str, str] = {}
         """By serial as it is stored: with hyphens."""
         self.revoked: dict[str, int] = {}
         self.issuers: dict[str, tuple[str, list[str]]] = {}
         self.asked: list[str] = []
-        self.complaints: list[str] = []
         self.denied: set[str] = set()
         self.garbage: dict[str, bytes] = {}
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def answer(self, target: str, headers: Any) -> tuple[int, bytes]:
+        status, body = self._said(target, headers)
+        return status, body if isinstance(body, bytes) else json.dumps(body).encode()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                status, body = outer.answer(self.path, self.headers)
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> FakeVault:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        assert not self.complaints, self.complaints
-
-    def answer(self, target: str, headers: Any) -> tuple[int, Any]:
+    def _said(self, target: str, headers: Any) -> tuple[int, Any]:
         parts = urlsplit(target)
         path, query = parts.path.removeprefix("/v1/pki/"), {name: values[0] for name, values in parse_qs(parts.query).items()}
         if headers.get("X-Vault-Request") != "true" or headers.get("X-Vault-Namespace", "") != self.namespace:

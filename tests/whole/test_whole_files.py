@@ -57,3 +57,29 @@ def test_files_of_a_host_are_found_and_let_go(tmp_path: Path) -> None:
             assert (source["problem"], source["success_at"]) == (None, source["scan"]["created_at"])
     for name, data in live.written():
         assert key_pem(key).splitlines()[1] not in data, name
+
+
+def test_what_the_agent_delivered_before_is_not_in_use(tmp_path: Path) -> None:
+    """Its state and its deliveries lie below what is looked at. After two renewals there is the newest certificate, once."""
+    root = Path(os.path.realpath(tmp_path)) / "srv"
+    web = f"spiffe://{DOMAIN}/prod/web"
+    config = put(
+        tmp_path / "agent.yaml",
+        f"state_dir: {root}/agent\npoll: 1s\ndiscover: {{allow: [{root}]}}\n"
+        f"identities: [{{identity: {web}, ttl: 10s, targets: [{{directory: {root}/tls}}]}}]\n".encode(),
+    )
+    with serving(tmp_path) as live, live.client(live.admin_token) as client:
+        token = live.token(agent=True, allow=[AGENT, web], profiles=["agent", "workload"])
+        token_file = put(tmp_path / "token", token.encode(), 0o600)
+        shell = Shell(tmp_path, {name: value for name, value in live.environment.items() if name.startswith("HANDCLASP_")})
+        shell("agent", "enroll", "--token-file", token_file, "--name", "host1", "--state-dir", root / "agent")
+        (tmp_path / "link").symlink_to(root / "agent")
+        config.write_text(config.read_text().replace(f"{root}/agent", f"{tmp_path}/link"))  # by whatever path the agent knows it
+        with program(handclasp("agent", "run", "-c", config), tmp_path / "agent.log"):
+            eventually(lambda: len(list(root.glob("tls/generations/*"))) > 2, 60, "two renewals are delivered")
+            settings = {"paths": [str(root), f"{root}/tls/*"]}
+            client("POST", "/v1/sources", {"name": "files-of-hosts", "kind": "files", "settings": settings}).ok(201)
+            scanned(client)
+            places = [one["shown"] for one in client.get("/v1/locations", source="files-of-hosts", state="read")["items"]]
+            assert not any("/generations/" in place or "/agent/" in place for place in places), places
+            assert {f"{root}/tls/current/{name}.pem" for name in ("cert", "key", "bundle")} <= set(places)

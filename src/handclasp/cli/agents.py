@@ -9,7 +9,7 @@ import click
 from handclasp.cli import terminal
 from handclasp.cli.command import Group, State, pass_state
 from handclasp.cli.fleet import list_, show
-from handclasp.cli.options import pairs
+from handclasp.cli.options import log_level_option, pairs
 from handclasp.cli.parts import agent_part
 from handclasp.cli.terminal import When
 
@@ -109,13 +109,7 @@ def _say_enrolled(made: Any, state_dir: str) -> None:
 @agent.command(example="handclasp agent run -c /etc/handclasp/agent.yaml")
 @_CONFIG
 @_STATE_DIR
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What to say on stderr.",
-)
+@log_level_option
 def run(config: str, state_dir: str | None, log_level: str) -> None:
     """Look after every identity in the configuration until stopped. SIGHUP reads the configuration again."""
     terminal.start_logging(log_level)
@@ -124,13 +118,7 @@ def run(config: str, state_dir: str | None, log_level: str) -> None:
 
 @agent.command("helper", example="handclasp agent helper -c /etc/handclasp/agent.yaml")
 @_CONFIG
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What to say on stderr.",
-)
+@log_level_option
 def helper_(config: str, log_level: str) -> None:
     """Deliver, as root, to the targets marked `helper: true`, when the agent asks. SIGHUP reads the configuration again."""
     terminal.start_logging(log_level)

@@ -14,6 +14,7 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.command import Command, State, pass_state
+from handclasp.cli.options import log_level_option
 from handclasp.clock import parse_duration, system_clock
 from handclasp.errors import HandclaspError, Kind
 
@@ -44,13 +45,7 @@ _LOOK = 10.0  # seconds between looks at the token's file
     metavar="DIR",
     help=f"Directory of files that settings may name, such as kubeconfigs; the first is where relative names are [default: {FILES}].",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What to say on stderr.",
-)
+@log_level_option
 @pass_state
 def collect(
     state: State,

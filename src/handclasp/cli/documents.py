@@ -8,8 +8,8 @@ from handclasp.cli import terminal
 from handclasp.cli.command import State
 
 if TYPE_CHECKING:
-    from handclasp.wire import PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
-    from handclasp.wire.ownership import OwnershipDocument
+    from handclasp.wire import Policy, PolicyChange, PolicyDiff, PolicyDocument, ProfileDocument
+    from handclasp.wire.ownership import Ownership, OwnershipDocument
 
 _MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
@@ -22,6 +22,15 @@ def _document(path: str, text: str) -> PolicyDocument | ProfileDocument | Owners
 
         return OwnershipDocument(text=text)
     return PolicyDocument(text=text) if path == "/v1/policy" else ProfileDocument(text=text)
+
+
+def write_document(found: Policy | Ownership, never: str) -> None:
+    """Write the text in force to stdout, as it was applied, and who applied it to stderr; ``never`` is said where nobody did."""
+    terminal.write_text(found.text)
+    if found.applied_at:
+        terminal.say(f"applied {terminal.relative(found.applied_at)} by {found.applied_by} (sha256 {found.sha256[:16]})")
+    else:
+        terminal.say(never)
 
 
 def diff_document(state: State, path: str, text: str, *, exit_code: bool) -> int:

@@ -17,6 +17,12 @@ def limit_option(function: F) -> F:
     )
 
 
+def log_level_option(function: F) -> F:
+    """Add ``--log-level``: how much a command that runs on says."""
+    levels = click.Choice(["debug", "info", "warning", "error"])
+    return click.option("--log-level", type=levels, default="info", show_default=True, help="What to say on stderr.")(function)
+
+
 def filter_options(which: str, *, without: Sequence[str] = ()) -> Callable[[F], F]:
     """Add an option for each filter of a list, with the words of the API; they come as ``filter_NAME``."""
     from handclasp.inventory.filters import LISTS

@@ -11,7 +11,7 @@ import click
 from handclasp.cli import terminal
 from handclasp.cli.assignments import write_assignments
 from handclasp.cli.command import Group, State, pass_state
-from handclasp.cli.documents import apply_document, diff_document
+from handclasp.cli.documents import apply_document, diff_document, write_document
 from handclasp.cli.files import read_text
 from handclasp.cli.options import limit_option, pairs
 from handclasp.cli.terminal import When
@@ -222,11 +222,7 @@ def show_rules(state: State) -> None:
     if state.json:
         terminal.write_json(found)
         return
-    terminal.write_text(found.text)
-    if found.applied_at:
-        terminal.say(f"applied {terminal.relative(found.applied_at)} by {found.applied_by} (sha256 {found.sha256[:16]})")
-    else:
-        terminal.say("no rules were ever applied: only tokens say who owns what, and people")
+    write_document(found, "no rules were ever applied: only tokens say who owns what, and people")
     terminal.say(_standing(found))
 
 

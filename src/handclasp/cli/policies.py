@@ -8,7 +8,7 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.command import Group, State, pass_state
-from handclasp.cli.documents import apply_document, diff_document
+from handclasp.cli.documents import apply_document, diff_document, write_document
 from handclasp.cli.files import read_text
 
 _FILE = click.option("-f", "--file", "file", required=True, metavar="FILE", help="The policy (YAML); - reads stdin.")
@@ -29,11 +29,7 @@ def show(state: State) -> None:
     if state.json:
         terminal.write_json(found)
         return
-    terminal.write_text(found.text)
-    if found.applied_at:
-        terminal.say(f"applied {terminal.relative(found.applied_at)} by {found.applied_by} (sha256 {found.sha256[:16]})")
-    else:
-        terminal.say("no policy was ever applied: only tokens grant anything")
+    write_document(found, "no policy was ever applied: only tokens grant anything")
 
 
 @policy.command(client=True, example="handclasp policy diff -f policy.yaml")

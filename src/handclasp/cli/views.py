@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -37,7 +38,7 @@ def save(state: State, name: str, query: str, list_name: str) -> None:
     saved = state.api().call("POST", "/v1/views", View, body=ViewRequest(name=name, list=list_name, query=query))
     if state.json:
         terminal.write_json(saved)
-    terminal.say(f"saved: handclasp view run {saved.name}")
+    terminal.say(f"saved: handclasp view run {shlex.quote(saved.name)}")
 
 
 @view.command("list", client=True, example="handclasp view list")

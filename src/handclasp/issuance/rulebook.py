@@ -12,6 +12,7 @@ from handclasp.access.policy import EMPTY, Policy, diff, parse_policy
 from handclasp.clock import Clock
 from handclasp.log.entries import make_entry
 from handclasp.pki.profiles import Profile, all_profiles, load_profiles
+from handclasp.pki.yamlshape import changes_between
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
@@ -113,13 +114,8 @@ def _replace(kind: str, text: str, digest: bytes, now: int, by: str) -> tuple[De
 
 
 def _profile_changes(old: dict[str, Profile], new: dict[str, Profile]) -> list[PolicyChange]:
-    changes = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = (describe_profile(book[name]) if name in book else None for book in (old, new))
-        if before != after:
-            change = "added" if before is None else "removed" if after is None else "changed"
-            changes.append(PolicyChange(change=change, subject=f"profile {name}", before=before, after=after))
-    return changes
+    before, after = ({f"profile {name}": describe_profile(book[name]) for name in sorted(book)} for book in (old, new))
+    return changes_between(before, after)
 
 
 def describe_profile(profile: Profile) -> str:

@@ -59,8 +59,8 @@ class Suggestions:
 
         That a holder renewed does not change it: nobody else is concerned, and who renewed asks about another certificate from then on.
         """
-        found = await self._store.point("SELECT value FROM meta WHERE name = ?", (TAG,))
-        return str(found[0]) if found is not None else _NONE
+        found = await self._store.meta(TAG)
+        return found if found is not None else _NONE
 
     def changed(self) -> Change:
         """Return the change that gives the tag another value, to be part of the very write that changes a suggestion."""

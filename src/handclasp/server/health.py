@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
-from sqlalchemy import text
+from sqlalchemy import func, select
 
 from handclasp.authority.authorities import Authorities
 from handclasp.errors import HandclaspError, Kind
@@ -29,6 +29,8 @@ NO_TRIGRAMS = (
     "searches by part of a name are slow, because PostgreSQL has no index for them: as an administrator of the database,"
     " CREATE EXTENSION pg_trgm, and then CREATE INDEX CONCURRENTLY ix_name_trigram ON name USING gin (text gin_trgm_ops)"
 )
+
+_HAS_INDEX = select(func.to_regclass("ix_name_trigram").label("found"))
 
 JOB_FAILURES = Gauge("handclasp_job_failing", "1 while a job fails, by job.", ["job"])
 LOG_LAG = Gauge("handclasp_log_lag_seconds", "Time that the oldest entry that is not under a checkpoint has waited; 0 when there is none.")
@@ -164,10 +166,10 @@ class Readiness:
         """Return one line for each thing that is not as it should be, and keeps nobody from work. Each is in the server's log once."""
         if not self._has_names_index:
             try:
-                row = None if self._store.is_sqlite else await self._store.row(text("SELECT to_regclass('ix_name_trigram') AS index"))
+                row = None if self._store.is_sqlite else await self._store.row(_HAS_INDEX)
             except HandclaspError:
                 return []
-            self._has_names_index = row is None or row.index is not None
+            self._has_names_index = row is None or row.found is not None
         if self._has_names_index:
             return []
         if not self._said:

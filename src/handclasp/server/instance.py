@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Insert, insert, select
+from sqlalchemy import Insert, insert
 
 from handclasp.access.clusters import Clusters
 from handclasp.access.evidence.challenge import Challenges
@@ -79,6 +79,7 @@ class Instance:
     async def close(self) -> None:
         """Commit what is waiting and let go of everything."""
         await self.services.rotations.finish_telling()
+        await self.services.reported.close()
         await self.services.clusters.close()
         await self.fetcher.close()
         await self.store.close()
@@ -109,13 +110,13 @@ async def open_instance(settings: Settings, *, worker: int = 0, clock: Clock = s
 async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock: Clock, worker: int) -> Instance:
     health = Health()
     store.ledger.observe = health.committed
-    origin = await read_meta(store, "log_origin")
+    origin = await store.meta("log_origin")
     if origin is None:
         raise HandclaspError(Kind.BAD_SETTING, f"nothing was initialised in {settings.data}", hint="run handclasp init, or handclasp up")
     authorities = Authorities(store, keystore, clock)
     await authorities.load()
     rulebook, tokens = Rulebook(store, clock), Tokens(store, clock)
-    instance_byte = (int(await read_meta(store, "instance") or "0") + worker) % 128
+    instance_byte = (int(await store.meta("instance") or "0") + worker) % 128
     issuance = Issuance(store, authorities, rulebook, tokens, clock, instance=instance_byte, renewal_grace=settings.renewal_grace)
     signer = NoteSigner(origin, _log_key(keystore))
     storage = TileStorage(log_directory(settings))
@@ -174,12 +175,6 @@ async def _assemble(settings: Settings, store: Store, keystore: KeyStore, clock:
         request_timeout=settings.request_timeout,
     )
     return Instance(settings, store, keystore, authorities, services, signer, witnesses, fetcher, clock, health)
-
-
-async def read_meta(store: Store, name: str) -> str | None:
-    """Return one of the installation's facts."""
-    row = await store.row(select(tables.meta.c.value).where(tables.meta.c.name == name))
-    return None if row is None else str(row.value)
 
 
 def set_meta(name: str, value: str) -> Insert:

@@ -138,10 +138,14 @@ class Jobs:
             return
         room = self._instance.services.discovery
         worker = f"{socket.gethostname()}/{os.getpid()}"
-        if self._instance.store.is_sqlite:
-            await room.leases.recover()  # there is one process, so whoever had them is dead
         secrets = [settings.discovery_files or settings.data / "sources"]
-        await room.engine(worker, workers=settings.discovery_workers, secrets=secrets).run()
+        while True:
+            with _reported("discovery", self._health):
+                if self._instance.store.is_sqlite:
+                    await room.leases.recover()  # there is one process, and nothing is being read in it: whoever had them is dead
+                self._health.job_done("discovery")  # it runs on from here, and does not come back to say so
+                await room.engine(worker, workers=settings.discovery_workers, secrets=secrets).run()
+            await asyncio.sleep(1)
 
     async def _begin_scans(self) -> None:
         """Begin the scans that are due, and end those of which nothing is left to read."""

@@ -15,7 +15,7 @@ from handclasp.authority.passphrase import make_passphrase
 from handclasp.clock import Clock, system_clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import check_trust_domain
-from handclasp.server.instance import LOG_KEY, log_directory, open_keystore, read_meta, set_meta
+from handclasp.server.instance import LOG_KEY, log_directory, open_keystore, set_meta
 from handclasp.server.settings import Settings
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
@@ -45,7 +45,7 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
     keystore = open_keystore(settings)
     store = await Store.open(settings.database_url, clock)
     try:
-        if await read_meta(store, "log_origin") is not None:
+        if await store.meta("log_origin") is not None:
             await _check_same(settings, store, keystore, clock)
             return False
         trust_domain = await _trust_domain(settings, store, keystore, clock)
@@ -129,7 +129,7 @@ async def new_admin_token(settings: Settings, clock: Clock = system_clock) -> No
         raise _nothing(settings)
     store = await Store.open(settings.database_url, clock)
     try:
-        if await read_meta(store, "log_origin") is None:
+        if await store.meta("log_origin") is None:
             raise _nothing(settings)
         await _make_admin_token(settings, store, clock)
     finally:

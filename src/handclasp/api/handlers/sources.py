@@ -12,11 +12,12 @@ from handclasp.api.paging import page, read_cursor, read_limit, read_text, write
 from handclasp.api.routes import Call
 from handclasp.clock import format_duration, parse_duration, rfc3339
 from handclasp.discovery.desk import LocalDesk
+from handclasp.discovery.endings import parts_of
 from handclasp.discovery.imports.record import check_import
 from handclasp.discovery.kinds import KINDS, load_kind
-from handclasp.discovery.leases import LOST, Leased, Progress
+from handclasp.discovery.leases import LOST, MAX_PARTS, Leased, Progress
 from handclasp.discovery.options import options_of
-from handclasp.discovery.scans import parts_of, problems_of, scans_query
+from handclasp.discovery.scans import problems_of, scans_query
 from handclasp.discovery.source import Scope
 from handclasp.discovery.sources import Wanted
 from handclasp.errors import HandclaspError, Kind
@@ -43,7 +44,7 @@ from handclasp.wire.observations import Recorded
 
 SCAN_STATES = ("planning", "running", "done", "stopped", "failed")
 SOURCE_STATES = ("active", "paused")
-_source, _scan, _part = tables.source.c, tables.scan.c, tables.scan_part.c
+_source, _scan = tables.source.c, tables.scan.c
 
 
 async def list_kinds(_call: Call) -> SourceKindList:
@@ -175,7 +176,8 @@ async def lease_part(call: Call) -> PartLease:
 async def record_part(call: Call) -> PartRecorded:
     """Record what a collector read of a part. Durable on return; ``held`` is false when the part is not its own any more."""
     body: PartRecord = call.body
-    if body.parts and not (body.place or "").isdigit():
+    place = body.place or ""
+    if body.parts and not (place.isascii() and place.isdigit() and len(place) <= 7 and len(body.parts) <= int(place) <= MAX_PARTS):
         raise HandclaspError(Kind.BAD_REQUEST, "place is how many parts were found in all, where parts are given")
     leased = await _leased(call, body.lease)
     desk = call.services.discovery.desk(body.lease, runs=("collector",))
@@ -210,20 +212,7 @@ async def _leased(call: Call, lease: str) -> Leased | None:
     number = call.path["number"]
     if not (number.isascii() and number.isdigit() and len(number) <= 7):
         raise HandclaspError(Kind.BAD_REQUEST, "the number of a part is a number from 0")
-    query = (
-        select(_part.number, _scan.id, _scan.source_id, _scan.created_at, _scan.dry, _source.name, _source.kind, _source.facts)
-        .join_from(tables.scan_part, tables.scan, _scan.id == _part.scan_id)
-        .join(tables.source, _source.id == _scan.source_id)
-        .where(_part.scan_id == call.path["id"], _part.number == int(number), _part.leased_by == lease, _part.state == "leased")
-        .where(_source.runs == "collector")
-    )
-    row = await call.services.store.row(query)
-    if row is None:
-        return None
-    return Leased(
-        scan=row.id, number=row.number, lease=lease, source_id=row.source_id, source=row.name, kind=row.kind, settings={}, scope={},
-        facts=json.loads(row.facts), spec={}, place="", began_at=row.created_at, dry=bool(row.dry),
-    )  # fmt: skip
+    return await call.services.discovery.leases.find(call.path["id"], int(number), lease, "collector")
 
 
 async def import_sightings(call: Call) -> Recorded:

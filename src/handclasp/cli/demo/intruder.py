@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -24,6 +25,15 @@ def foreign_credentials() -> tuple[Credential | None, ...]:
     from_other_ca = _certificate("", leaf.public_key(), "Another CA", authority, ca=False)
     self_signed = _certificate("caller", alone.public_key(), "caller", alone, ca=False)
     return Credential(_pem(from_other_ca) + _pem(root), keys.to_pem(leaf)), None, Credential(_pem(self_signed), keys.to_pem(alone))
+
+
+def leave_behind(directory: Path) -> Path:
+    """Leave a certificate of the intruder's in a file, for discovery to find; return the directory. Its key is not kept."""
+    credential = foreign_credentials()[0]
+    assert credential is not None
+    directory.mkdir()
+    (directory / "cert.pem").write_bytes(credential.certificate)
+    return directory
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

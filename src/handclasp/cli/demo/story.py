@@ -19,7 +19,7 @@ import msgspec
 from handclasp import wire
 from handclasp.cli import terminal
 from handclasp.cli.demo import discover
-from handclasp.cli.demo.intruder import CALLER, TRUST_DOMAIN
+from handclasp.cli.demo.intruder import CALLER, TRUST_DOMAIN, leave_behind
 from handclasp.cli.demo.screen import screen
 from handclasp.cli.demo.service import Service, wait_for_port
 from handclasp.cli.demo.traffic import Traffic
@@ -71,9 +71,8 @@ def _interrupted(*_: object) -> None:
 def _play(home: Path, seconds: int, programs: _Programs, stack: ExitStack, as_json: bool) -> tuple[dict[str, Any], dict[str, str]]:
     lifetime = min(20, max(10, seconds // 3))
     server = _server(home, programs)
-    client = stack.enter_context(
-        ApiClient(server["https"], ca=server["ca_file"], token=Path(server["admin_token_file"]).read_text().strip())
-    )
+    token = Path(server["admin_token_file"]).read_text().strip()
+    client = stack.enter_context(ApiClient(server["https"], ca=server["ca_file"], token=token))
     service = Service(home / "service")
     programs.service = service
     if service.kind == "python":
@@ -84,16 +83,17 @@ def _play(home: Path, seconds: int, programs: _Programs, stack: ExitStack, as_js
         {"identity": WEB, "dns": ["localhost"], "targets": [service.target()]},
         {"identity": CALLER, "targets": [{"type": "files", "directory": str(home / "caller-tls")}]},
     ]
+    places = {"web": [service.tls], "caller": [home / "caller-tls", leave_behind(home / "intruder")]}
     for name, identity in zip(("web", "caller"), managed, strict=True):
-        tokens[name], config = _enrol(home, server, client, name, identity, f"{lifetime}s")
+        tokens[name], config = _enrol(home, server, client, name, identity, f"{lifetime}s", places[name])
         programs.start(f"agent-{name}", ["agent", "run", "-c", str(config)])
     if not wait_for_port(service.port, 30) or not _wait_for(home / "caller-tls" / "current" / "cert.pem", 30):
         raise HandclaspError(Kind.UNAVAILABLE, f"the service did not start:\n{_tails(home)}")
     terminal.say(f"{service.kind} serves with a certificate of {lifetime} seconds and lets in who has one of the same CA")
-    discover.begin(client, service.port, home)
+    discover.begin(client, service.port, places)
     if "console" in server:
         terminal.say(f"look at it while it goes on: {server['console']} (admin token: {server['admin_token_file']})")
-    with Traffic(service.port, home / "caller-tls").running() as traffic:
+    with discover.scanning(server, token, lifetime / 5), Traffic(service.port, home / "caller-tls").running() as traffic:
         screen(traffic, seconds, {"web": WEB, "caller": CALLER}, service.kind, draw=not as_json)
         refused = _revoke(home, server, client, tokens["caller"], traffic)
     found = discover.found(client)
@@ -151,8 +151,10 @@ def _server(home: Path, programs: _Programs) -> dict[str, str]:
     return facts
 
 
-def _enrol(home: Path, server: dict[str, str], client: ApiClient, name: str, identity: dict[str, Any], lifetime: str) -> tuple[str, Path]:
-    """Enrol an agent for one identity; return the id of its token, and its configuration file."""
+def _enrol(
+    home: Path, server: dict[str, str], client: ApiClient, name: str, identity: dict[str, Any], lifetime: str, places: list[Path]
+) -> tuple[str, Path]:
+    """Enrol an agent for one identity; return the id of its token, and its configuration file. ``places``: where it may look."""
     request = wire.TokenRequest(
         name=f"agent-{name}",
         owner="team-demo",
@@ -173,7 +175,7 @@ def _enrol(home: Path, server: dict[str, str], client: ApiClient, name: str, ide
         "server": {"url": server["https"]},
         "state_dir": state,
         "poll": "1s",
-        "discover": {"allow": [str(home)]},
+        "discover": {"allow": [str(place) for place in places]},
         "identities": [identity | {"ttl": lifetime}],
     }
     file.write_bytes(msgspec.json.encode(config))  # JSON is YAML
@@ -205,7 +207,9 @@ def _revoke(home: Path, server: dict[str, str], client: ApiClient, token_id: str
     terminal.say(f"revoking {CALLER}: its enrolment, and every certificate that is still valid")
     traffic.revoke()
     client.call("POST", f"/v1/tokens/{token_id}:revoke", response=wire.Done)
-    listed = client.call("GET", "/v1/certificates", params={"identity": CALLER, "limit": 20}, response=wire.CertificateList)
+    listed = client.call(
+        "GET", "/v1/certificates", params={"identity": CALLER, "origin": "issued", "limit": 20}, response=wire.CertificateList
+    )
     for certificate in listed.items:
         if certificate.state in ("valid", "superseded"):
             client.revoke(certificate.sha256, wire.RevokeRequest(reason="privilege_withdrawn", comment="end of the demo"))
