@@ -96,6 +96,28 @@ def test_what_is_only_listed_exists_and_is_not_in_use(migrated_url: str, tmp_pat
     asyncio.run(run())
 
 
+def test_what_was_not_read_since_it_ended_is_not_said_to_be_served(migrated_url: str, tmp_path: Path) -> None:
+    """A place that is read once a day may have got its next certificate an hour after the look; then there is nothing to cry about."""
+
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            short, other = foreign("a.example.net", now=here.now, lifetime=3600), foreign("b.example.net", now=here.now, lifetime=3600)
+            await here.see(here.at("a", short), here.at("b", other))
+            here.pass_(3600 + 7200)
+            await here.settle()
+            assert await here.states() == {sha(short): "foreign", sha(other): "foreign"}, "nobody looked since"
+            here.pass_(400)
+            await here.settle()
+            assert await here.states() == {sha(short): "foreign", sha(other): "foreign"}
+            await here.see(here.at("a", short), here.at("b", problem="connection timed out"))
+            await here.settle()
+            assert await here.states() == {sha(short): "expired_served", sha(other): "foreign"}, "one was read, with what has ended"
+            await here.see(here.at("b"))
+            assert (await here.states())[sha(other)] == "past"
+
+    asyncio.run(run())
+
+
 def test_a_change_ends_one_sighting_and_begins_another(migrated_url: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with watch(tmp_path, migrated_url) as here:

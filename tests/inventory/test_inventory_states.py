@@ -35,6 +35,15 @@ FOUND = Facts("found", NOW + HOUR, first_seen_at=NOW - HOUR, open=1)
     [
         (ISSUED, Judgement("seen", NOW + HOUR)),
         (replace(ISSUED, not_after=NOW), Judgement("expired_served")),
+        (replace(ISSUED, not_after=NOW, used_at=NOW), Judgement("expired_served")),
+        (replace(ISSUED, not_after=NOW, used_at=NOW - 1), Judgement("seen", NOW + 1_000)),
+        (replace(ISSUED, not_after=NOW - 60_000, used_at=NOW - HOUR), Judgement("seen", NOW + 30_000)),
+        (replace(ISSUED, not_after=NOW - HOUR, used_at=NOW - 2 * HOUR), Judgement("seen", NOW + 300_000)),
+        (replace(ISSUED, revoked_at=NOW, used_at=NOW - HOUR), Judgement("revoked_served")),
+        (replace(ISSUED, superseded_at=NOW - HOUR, used_at=NOW), Judgement("old_served", NOW + HOUR)),
+        (replace(ISSUED, superseded_at=NOW - HOUR, used_at=NOW - 60_000, not_after=NOW), Judgement("old_served", NOW + 1_000)),
+        (replace(ISSUED, superseded_at=NOW - HOUR, used_at=NOW - HOUR), Judgement("seen", NOW + 300_000)),
+        (replace(ISSUED, superseded_at=NOW - HOUR, used_at=NOW - HOUR, not_after=NOW + 5), Judgement("seen", NOW + 5)),
         (replace(ISSUED, revoked_at=NOW), Judgement("revoked_served")),
         (replace(ISSUED, revoked_at=NOW, not_after=NOW - 1), Judgement("revoked_served")),
         (replace(ISSUED, superseded_at=NOW - HOUR), Judgement("old_served", NOW + HOUR)),
@@ -52,6 +61,7 @@ FOUND = Facts("found", NOW + HOUR, first_seen_at=NOW - HOUR, open=1)
         (replace(ISSUED, open=0, first_seen_at=None, apart=True), None),
         (FOUND, Judgement("foreign", NOW + HOUR)),
         (replace(FOUND, not_after=NOW), Judgement("expired_served")),
+        (replace(FOUND, not_after=NOW, used_at=NOW - 1), Judgement("foreign", NOW + 1_000)),
         (replace(FOUND, not_after=0), Judgement("foreign")),
         (replace(FOUND, open=0), Judgement("gone", NOW + HOUR)),
         (replace(FOUND, open=0, not_after=0), Judgement("gone")),
@@ -87,7 +97,7 @@ _times = st.none() | st.integers(0, 200 * HOUR)
     st.builds(
         Facts, st.sampled_from(["issued", "found"]), st.integers(0, 200 * HOUR), first_seen_at=_times, open=st.integers(0, 3),
         replaced=st.booleans(), superseded_at=_times, revoked_at=_times, ours=st.booleans(), issued_at=st.integers(0, 200 * HOUR),
-        apart=st.booleans(), listed=st.integers(0, 2), used=st.booleans(),
+        apart=st.booleans(), listed=st.integers(0, 2), used=st.booleans(), used_at=_times,
     ),
     st.integers(0, 200 * HOUR),
 )  # fmt: skip
@@ -164,9 +174,11 @@ class World:
         if is_open:
             if one.revoked_at is not None:
                 return "revoked_served"
-            if one.not_after <= now:
+            used_at = max(at for place in seen for at, what in place.reads if number in what)
+            if one.not_after <= now and used_at >= one.not_after:
                 return "expired_served"
-            if one.superseded_at is not None and now - one.superseded_at >= self.graces.old:
+            # What ends, and is not read again, is as it was last seen: nobody knows better.
+            if one.superseded_at is not None and used_at >= one.superseded_at + self.graces.old:
                 return "old_served"
             return "foreign" if one.origin == "found" else "seen"
         if not current or self._replaced(number, seen):

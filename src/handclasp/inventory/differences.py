@@ -80,7 +80,7 @@ class Differences:
         self._outcome.judged.add(sha256)
         used = role in USE_ROLES
         facts = Facts(
-            known.origin, known.not_after, at, int(used), int(role == LISTED), used,
+            known.origin, known.not_after, at, int(used), int(role == LISTED), used, at,
             superseded_at=known.superseded_at, revoked_at=known.revoked_at, ours=known.is_unissued,
         )  # fmt: skip
         judgement = judge(facts, self._now, self._graces)

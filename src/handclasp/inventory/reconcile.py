@@ -197,17 +197,17 @@ def _found(wanted: Sequence[bytes]) -> Any:
 def _facts_of(row: Row[Any], seen: _Seen | None, issued: Row[Any] | None, found: Row[Any] | None) -> Facts:
     """Put together what is known. Where retention took the rows behind a standing, the standing itself says what they said."""
     first = row.first_seen_at or None
-    count = seen.open if seen is not None else 0
+    count, used_at = (seen.open, seen.used_at) if seen is not None else (0, None)
     if issued is not None:
         return Facts(
-            "issued", issued.not_after, first, count, superseded_at=issued.superseded_at, revoked_at=issued.revoked_at,
+            "issued", issued.not_after, first, count, used_at=used_at, superseded_at=issued.superseded_at, revoked_at=issued.revoked_at,
             issued_at=issued.not_before, apart=is_apart(issued.profile, issued.obtained_by),
         )  # fmt: skip
     if found is not None:
         used = row.state == GONE if seen is None or seen.used_at is None else True  # retention takes the sightings of what is gone
         listed = seen.listed if seen is not None else 0
-        return Facts("found", found.not_after, first, count, listed, used, ours=found.authority_id is not None)
-    return Facts(row.origin, row.not_after, first, count, replaced=row.state == "past")
+        return Facts("found", found.not_after, first, count, listed, used, used_at, ours=found.authority_id is not None)
+    return Facts(row.origin, row.not_after, first, count, used_at=used_at, replaced=row.state == "past")
 
 
 def _may_be_gone(facts: Facts, now: int) -> bool:

@@ -208,7 +208,7 @@ class Recorder:
         if chunk.missing:
             changes.append(Change(statements.add_location, rows=chunk.missing))
         if chunk.touched:
-            changes.append(self._touch(chunk.touched))
+            changes += self._touch(chunk.touched)
         if chunk.failed:
             rows = [
                 {"source_id": chunk.source_id, "key": key, "at": at, "problem": problem_text(observed.problem or "")}
@@ -238,11 +238,12 @@ class Recorder:
         done.gone += outcome.gone
         done.unreadable += outcome.unreadable
 
-    def _touch(self, rows: list[dict[str, Any]]) -> Change:
+    def _touch(self, rows: list[dict[str, Any]]) -> list[Change]:
         if self._store.is_sqlite:
-            return Change(statements.touch_location, rows=rows)
+            return [Change(statements.touch_location, rows=rows), Change(statements.wake, rows=rows)]
         columns = {f"{name}s": [row[name] for row in rows] for name in ("id", "content", "at")}
-        return Change(statements.touch_locations.bindparams(**columns))
+        wake = statements.wake_many.bindparams(ids=columns["ids"], at=max(columns["ats"]))
+        return [Change(statements.touch_locations.bindparams(**columns)), Change(wake)]
 
     async def _our_authorities(self) -> OurAuthorities:
         await self._authorities.refresh()

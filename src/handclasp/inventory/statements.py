@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from handclasp.inventory.states import RECHECK_MAX
+
 add_issuer = text("INSERT INTO issuer (name, key_id, authority_id) VALUES (:name, :key_id, :authority_id) ON CONFLICT DO NOTHING")
 
 add_identity = text("INSERT INTO identity (name, created_at) VALUES (:name, :at) ON CONFLICT DO NOTHING")
@@ -91,6 +93,14 @@ touch_locations = text(
     " WHERE location.id = n.id AND location.content = n.content AND location.seen_at <= n.at"
 )
 """Seen again as it was. Not where somebody saw something else there meanwhile."""
+
+_WAITS = (
+    f"UPDATE standing SET version = version + 1, due_at = 0 WHERE due_at BETWEEN 1 AND :at + {RECHECK_MAX}"  # noqa: S608  (a number of ours)
+    " AND state IN ('seen', 'foreign', 'old_served') AND sha256 IN (SELECT sha256 FROM sighting WHERE ended_at IS NULL AND location_id"
+)
+wake = text(f"{_WAITS} = :id)")
+wake_many = text(f"{_WAITS} = ANY(CAST(:ids AS integer[])))")
+"""What stands as it did only because its place had not been read again: now it was, and is judged."""
 
 fail_location = text(
     "UPDATE location SET tried_at = :at, problem = :problem WHERE source_id = :source_id AND key = :key AND tried_at <= :at"

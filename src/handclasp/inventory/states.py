@@ -54,6 +54,9 @@ class Facts:
     """Lists that name it now: a CA's, a log's, an imported one. That it exists is no use of it."""
     used: bool = True
     """For a found one: whether it was ever seen served or stored, and not only listed."""
+    used_at: int | None = None
+    """When it was last seen in use; None where that is not known, and then it is in use as long as ``open`` says so. A place that was not
+    read since a certificate ended may have got another long ago."""
     replaced: bool = False
     """Whether, where it was last, another certificate came at the same moment or later."""
     superseded_at: int | None = None
@@ -63,6 +66,10 @@ class Facts:
     issued_at: int = 0
     apart: bool = False
     """For an issued one: Handclasp itself holds it (its own listeners, its agents), so nobody need see it."""
+
+
+RECHECK_MIN, RECHECK_MAX = 1_000, 300_000
+"""Milliseconds between looks at whether a place was read again since what was seen there should have gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +109,28 @@ def _unissued(facts: Facts, graces: Graces) -> bool:
 def _is_seen(facts: Facts, now: int, graces: Graces, ended: bool, end: int | None) -> Judgement:
     if facts.revoked_at is not None:
         return Judgement(REVOKED_SERVED)
-    if ended:
+    good = FOREIGN if facts.origin == "found" else SEEN
+    if ended and _was_used(facts, facts.not_after):
         return Judgement(EXPIRED_SERVED)
-    if facts.superseded_at is not None:
-        old_at = facts.superseded_at + graces.old
-        return Judgement(OLD_SERVED, end) if old_at <= now else Judgement(SEEN, min(old_at, end or old_at))
-    return Judgement(FOREIGN if facts.origin == "found" else SEEN, end)
+    due = _again(facts.not_after, now) if ended else end
+    if facts.superseded_at is None:
+        return Judgement(good, due)
+    old_at = facts.superseded_at + graces.old
+    if old_at > now:
+        return Judgement(good, min(old_at, due or old_at))
+    if _was_used(facts, old_at):
+        return Judgement(OLD_SERVED, due)
+    return Judgement(good, min(_again(old_at, now), due or now + RECHECK_MAX))
+
+
+def _was_used(facts: Facts, since: int) -> bool:
+    """Tell whether it was seen in use at ``since`` or later. (What was revoked counts as in use until a place is read without it.)"""
+    return facts.used_at is None or facts.used_at >= since
+
+
+def _again(since: int, now: int) -> int:
+    """Return when to look again: soon after the moment that counts, and more and more seldom."""
+    return now + min(max((now - since) // 2, RECHECK_MIN), RECHECK_MAX)
 
 
 def _never_seen(facts: Facts, now: int, graces: Graces) -> Judgement | None:
