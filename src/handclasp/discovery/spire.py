@@ -348,12 +348,20 @@ class _TlsChannel(Channel):
     def __init__(self, address: str, port: int, context: ssl.SSLContext, expected: str) -> None:
         super().__init__(address, port, ssl=context)
         self._address, self._at, self._context, self._expected = address, port, context, expected
+        self._transport: asyncio.Transport | None = None
+
+    def close(self) -> None:
+        """Close it at once: nobody waits for the server's end of TLS."""
+        super().close()
+        if self._transport is not None:
+            self._transport.abort()
 
     async def _create_connection(self) -> H2Protocol:
         async with asyncio.timeout(TIMEOUT):
             transport, protocol = await asyncio.get_running_loop().create_connection(
                 self._protocol_factory, self._address, self._at, ssl=self._context, server_hostname=""
             )
+        self._transport = transport
         try:
             peer = transport.get_extra_info("ssl_object").getpeercert(True)
             found = _uri(x509.load_der_x509_certificate(peer))
