@@ -251,10 +251,10 @@ class World:
             never = Facts("issued", end, superseded_at=superseded_at, revoked_at=begin + MINUTE if revoked else None, issued_at=begin)
             self._stand(sha256, never, person.id, 0)
             return
-        last = max(begin + MINUTE, min(now - HOUR, end))
+        last = now if open_ or stale else max(begin + MINUTE, min(now - HOUR, end))
         places = self._see(sha256, begin + MINUTE, last, open_=open_ or stale)
         facts = Facts(
-            "issued", end, begin + MINUTE, places if open_ or stale else 0, superseded_at=superseded_at,
+            "issued", end, begin + MINUTE, places if open_ or stale else 0, used_at=last, superseded_at=superseded_at,
             revoked_at=begin + MINUTE if revoked else None, issued_at=begin,
         )  # fmt: skip
         self._stand(sha256, facts, person.id, last)
@@ -293,9 +293,9 @@ class World:
              triage, *said)
         )  # fmt: skip
         open_ = last or chance < 0.05
-        until = max(seen, min(now - HOUR, end))
+        until = now if open_ else max(seen, min(now - HOUR, end))
         places = self._see(sha256, seen, until, open_=open_)
-        self._stand(sha256, Facts("found", end, seen, places if open_ else 0, ours=ours is not None), person.id, until)
+        self._stand(sha256, Facts("found", end, seen, places if open_ else 0, used_at=until, ours=ours is not None), person.id, until)
         person.born = min(person.born or seen, seen)
         if person.newest is None or end > person.newest[2]:
             person.newest = (sha256, begin, end, None, "found")
