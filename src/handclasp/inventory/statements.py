@@ -94,12 +94,16 @@ touch_locations = text(
 )
 """Seen again as it was. Not where somebody saw something else there meanwhile."""
 
-_WAITS = (
-    f"UPDATE standing SET version = version + 1, due_at = 0 WHERE due_at BETWEEN 1 AND :at + {RECHECK_MAX}"  # noqa: S608  (a number of ours)
-    " AND state IN ('seen', 'foreign', 'old_served') AND sha256 IN (SELECT sha256 FROM sighting WHERE ended_at IS NULL AND location_id"
+wake = text(
+    f"UPDATE standing SET version = version + 1, due_at = 0 WHERE sha256 IN"  # noqa: S608  (a number of ours)
+    " (SELECT sha256 FROM sighting WHERE location_id = :id AND ended_at IS NULL)"
+    f" AND +due_at BETWEEN 1 AND :at + {RECHECK_MAX} AND +state IN ('seen', 'foreign', 'old_served')"  # +: by fingerprint, not by due_at
 )
-wake = text(f"{_WAITS} = :id)")
-wake_many = text(f"{_WAITS} = ANY(CAST(:ids AS integer[])))")
+wake_many = text(
+    f"UPDATE standing SET version = version + 1, due_at = 0 WHERE due_at BETWEEN 1 AND :at + {RECHECK_MAX}"  # noqa: S608
+    " AND state IN ('seen', 'foreign', 'old_served') AND sha256 IN"
+    " (SELECT sha256 FROM sighting WHERE ended_at IS NULL AND location_id = ANY(CAST(:ids AS integer[])))"
+)
 """What stands as it did only because its place had not been read again: now it was, and is judged."""
 
 fail_location = text(
