@@ -269,7 +269,9 @@ def test_a_file_that_vanishes_is_none(host: Host, monkeypatch: pytest.MonkeyPatc
     assert host.last.covered
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not shutil.which("setpriv"), reason="runs as root, and has no setpriv (util-linux) to stop being it"
+)
 def test_what_may_not_be_read_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     put(host.root / "closed/a.pem", pem(LEAF))
     put(host.root / "b.pem", pem(LEAF))

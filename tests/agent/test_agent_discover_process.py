@@ -88,7 +88,7 @@ def test_an_agent_that_may_not_says_so(tmp_path: Path) -> None:
     assert [(one.done, bool(one.problem), one.covered) for one in server.told] == [(True, True, [])]
 
 
-@pytest.mark.skipif(not hasattr(work.signal, "ITIMER_PROF"), reason="no timer of the kernel's")
+@pytest.mark.skipif(not hasattr(work.signal, "ITIMER_PROF"), reason="this system has no CPU timer (setitimer, ITIMER_PROF)")
 def test_a_file_that_ends_the_process_is_left_out_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "etc"
     for name in ("a.pem", "z.pem"):

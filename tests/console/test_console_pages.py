@@ -71,7 +71,7 @@ def test_every_page_works_without_scripts(browser: Any, place: Place) -> None:
 
 def test_pictures_are_drawn_and_nothing_inline_is_needed(browser: Any, place: Place) -> None:
     if not AXE.exists():
-        pytest.skip("needs make assets")
+        pytest.skip("the browser libraries are not placed: run make assets (it needs a network)")
     with visiting(browser, place.live) as visitor:
         page = visitor.sign_in().go("timeline")
         assert page.locator("[data-chart] canvas").count() == 2
@@ -118,7 +118,7 @@ def test_searching_changes_the_list_in_place(browser: Any, place: Place) -> None
     with visiting(browser, place.live) as visitor:
         page = visitor.sign_in().go("identities")
         if not page.evaluate("!!window.htmx"):
-            pytest.skip("needs make assets")
+            pytest.skip("the browser libraries are not placed: run make assets (it needs a network)")
         page.evaluate("window.same = true")
         page.locator("input[name=q]").press_sequentially("ledger")
         page.wait_for_url("**q=ledger**")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-boto3 = pytest.importorskip("boto3")
+boto3 = pytest.importorskip("boto3", reason="boto3 is the extra `aws`, and is not installed")
 from botocore.stub import Stubber  # noqa: E402
 
 from handclasp.discovery import aws  # noqa: E402

@@ -148,7 +148,7 @@ class OidcSignIn:
                 raise HandclaspError(Kind.UNAVAILABLE, "the sign-in provider cannot be reached", retry_after=COOLDOWN / 1000)
             try:
                 self._metadata, self._fetched_at, self._failed_at = await self._metadata_now(), now, None
-            except BaseException:
+            except HandclaspError:  # a visitor who goes away meanwhile is no failure of the provider
                 self._failed_at = now
                 raise
 

@@ -72,7 +72,7 @@ class ReportedTargets:
         waiting, self._waiting = self._waiting, {}
         try:
             await self._write(waiting)
-        except BaseException:
+        except BaseException:  # also when it is cancelled: what was not written is kept for the next time, and raised on
             self._waiting = waiting | self._waiting  # what came meanwhile is newer
             raise
 

@@ -106,7 +106,7 @@ class Keystore(Generated):
                     os.fchmod(descriptor, self.mode)
                     os.fsync(descriptor)
                 os.rename(draft, path.name, src_dir_fd=home, dst_dir_fd=home)
-            except BaseException:
+            except BaseException:  # the half-written file goes, and what happened is raised on
                 with suppress(FileNotFoundError):
                     os.unlink(draft, dir_fd=home)
                 raise

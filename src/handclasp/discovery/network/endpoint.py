@@ -132,7 +132,7 @@ async def _connect(address: str, port: int, timeout: float) -> socket.socket:
         connection.setblocking(False)
         async with asyncio.timeout(timeout):
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
-    except BaseException as error:
+    except BaseException as error:  # also when it is cancelled: the socket is closed, and what happened is raised on
         connection.close()
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise RuntimeError("there are no more file descriptors") from error
