@@ -83,7 +83,7 @@ def test_a_log_directory_that_cannot_be_written_is_reported_and_recovers(server:
     aside.with_name(".moved").rename(aside)
     wait_for_log(server.data, issued.log_entry + 1)
     eventually(lambda: metric(server, 'handclasp_job_failing{job="log"}') == 0, 10, "it is well again")
-    check_log(server.data, read_sqlite(server.data), tmp_path / "copy")
+    check_log(server.data, lambda: read_sqlite(server.data), tmp_path / "copy")
 
 
 def test_a_revocation_is_in_the_published_crl_within_two_seconds(server: Server) -> None:
@@ -150,7 +150,7 @@ def test_a_full_disk_and_an_end_under_load_lose_nothing(tmp_path: Path) -> None:
     assert {error.kind for error in load.failures} <= {Kind.UNAVAILABLE}
     stored = read_sqlite(server.data)
     check_stored(stored, full.answered + load.answered, [])
-    assert check_log(server.data, stored, tmp_path / "copy") == stored.head
+    assert check_log(server.data, lambda: stored, tmp_path / "copy") == stored.head
     with refused(Kind.UNAVAILABLE), server.client() as client:
         client.text("/healthz")
 
@@ -187,7 +187,7 @@ def test_workers_share_the_load_and_one_that_dies_is_replaced(tmp_path: Path) ->
             assert server.stop() == 0, server.errors()
         stored = read_postgresql(url)
         check_stored(stored, load.answered, load.revoked)
-        assert check_log(data, stored, tmp_path / "copy") == stored.head
+        assert check_log(data, lambda: stored, tmp_path / "copy") == stored.head
     finally:
         cluster.drop_database(name)
 
