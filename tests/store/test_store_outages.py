@@ -295,6 +295,49 @@ def test_who_lost_the_lock_stops_leading(own_cluster: Cluster) -> None:
     asyncio.run(run())
 
 
+def test_a_process_that_stands_still_in_a_write_does_not_keep_others_from_writing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handclasp.store.backend.STANDSTILL", 0.3)
+
+    async def run() -> None:
+        one, two = await Store.open(postgres_url), await Store.open(postgres_url, migrate=False)
+        await one.ledger.commit(Write([log_entry()]))
+        backend = one.ledger._backend
+        await backend.begin()
+        await backend.fetch(one.ledger._sql.head)  # the lock of every writer; and now it says nothing any more
+        async with asyncio.timeout(20):
+            await two.ledger.commit(Write([log_entry()]))
+        with contextlib.suppress(HandclaspError):  # it finds out that its session is gone, and goes on with another
+            await one.ledger.commit(Write([log_entry()]))
+        assert await one.ledger.commit(Write([log_entry()])) >= 2
+        await two.close()
+        await one.close()
+
+    asyncio.run(run())
+
+
+def test_a_leader_that_stands_still_is_followed_by_another(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handclasp.store.database.LEADER_SILENCE", 0.3)
+    monkeypatch.setattr("handclasp.store.database.LEADER_POLL", 2.0)
+
+    async def run() -> None:
+        one, two = await Store.open(postgres_url), await Store.open(postgres_url, migrate=False)
+        with refused(Kind.UNAVAILABLE):
+            async with one.leader("jobs") as leading, asyncio.timeout(20):
+                assert leading
+                while True:
+                    async with two.leader("jobs") as following:
+                        if following:
+                            break
+                    await asyncio.sleep(0.05)
+                await asyncio.Event().wait()  # until it looks
+        await two.close()
+        await one.close()
+
+    asyncio.run(run())
+
+
 def test_a_change_made_elsewhere_is_seen_after_an_outage(own_cluster: Cluster) -> None:
     url = own_cluster.url(own_cluster.create_database())
 

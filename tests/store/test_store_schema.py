@@ -45,7 +45,7 @@ def _differences(connection: Connection) -> list[Any]:
 
 
 def differences(url: str) -> list[Any]:
-    """What alembic would still have to change so that the database is as tables.py says."""
+    """What alembic would still have to change so that the database is as ``store.tables`` says."""
 
     async def on_postgresql() -> list[Any]:
         engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=NullPool)

@@ -147,6 +147,10 @@ class SqliteBackend:
             self._connection = None
 
 
+STANDSTILL = 10.0
+"""Seconds that a process may say nothing in the middle of a transaction: one that is stopped, or whose machine is gone."""
+
+
 class PostgresBackend:
     """PostgreSQL through asyncpg: one connection per process for writing."""
 
@@ -170,11 +174,17 @@ class PostgresBackend:
         return self._connection is not None and not self._connection.is_closed()
 
     async def connect(self) -> None:
-        """Connect; ``synchronous_commit`` is set here so that a server-wide default cannot weaken a commit."""
+        """Connect; ``synchronous_commit`` is set here so that a server-wide default cannot weaken a commit.
+
+        Whoever stands still in a transaction keeps every other process from writing: the database ends its session after a while.
+        """
         await self.close()
-        self._connection = await asyncpg.connect(
-            self.url, timeout=10, command_timeout=30, server_settings={"synchronous_commit": "on", "application_name": "handclasp-ledger"}
-        )
+        settings = {
+            "synchronous_commit": "on",
+            "idle_in_transaction_session_timeout": str(round(STANDSTILL * 1000)),
+            "application_name": "handclasp-ledger",
+        }
+        self._connection = await asyncpg.connect(self.url, timeout=10, command_timeout=30, server_settings=settings)
 
     async def begin(self) -> None:
         """Begin; the ledger takes the log head's row lock first, which is what keeps other writers out."""

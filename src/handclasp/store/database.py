@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -27,6 +28,7 @@ from handclasp.store.ledger import Ledger
 GENERATION_POLL = 0.5
 """Seconds after which a change of policy, tokens or authorities made by another process is seen here."""
 
+_log = logging.getLogger("handclasp.store")
 
 _AWAY = (DBAPIError, PoolTimeout, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 """What a database that is away makes the layers raise; SQLAlchemy does not wrap what asyncpg raises while it connects."""
@@ -45,6 +47,11 @@ LEADER_POLL = 0.5
 
 LEADER_PATIENCE = 10.0
 """Seconds that such a look may take before the lock counts as lost."""
+
+LEADER_SILENCE = 30.0
+"""Seconds after which the database ends the session of a leader that does not look: it stands still, or its machine is gone."""
+
+_SILENCE = text("SELECT set_config(name, :limit, false) FROM pg_settings WHERE name = 'idle_session_timeout'")  # from PostgreSQL 14 on
 
 
 class Store:
@@ -197,6 +204,8 @@ class Store:
         try:
             async with self._async.connect() as connection, asyncio.timeout(None) as term:
                 got = bool((await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})).scalar())
+                if got:
+                    await connection.execute(_SILENCE, {"limit": str(round(LEADER_SILENCE * 1000))})
                 await connection.commit()
                 if got:
                     watcher = asyncio.get_running_loop().create_task(_end_with(connection, term), name=f"leader {name}")
@@ -219,8 +228,12 @@ class Store:
     async def _keep_polling(self) -> None:
         while True:
             await asyncio.sleep(GENERATION_POLL)
-            with contextlib.suppress(HandclaspError):  # a database that is away is reported by those who need it
+            try:
                 await self._poll_generation()
+            except HandclaspError:
+                pass  # a database that is away is reported by those who need it
+            except Exception:  # without this, a revocation in another process would never be seen here
+                _log.exception("the generation cannot be looked at")
 
     async def close(self) -> None:
         """Commit what is waiting and close every connection."""
@@ -249,6 +262,7 @@ async def _unlock(connection: AsyncConnection, key: int) -> None:
     """Give a lock back; a connection that cannot do that is dropped, and the lock with it."""
     try:
         await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+        await connection.execute(_SILENCE, {"limit": "0"})
         await connection.commit()
     except (*_AWAY, PendingRollbackError):
         await connection.invalidate()
