@@ -56,7 +56,7 @@ async def _measure(directory: Path) -> dict[str, float]:
     made = Certificates()
     leaves = [made.leaf(number) for number in range(PLACES)]
     figures = {"record": _each(lambda der: found_row(der, 0), leaves)}
-    recorder = instance.services.recorder
+    recorder = instance.services.inventory.recorder
     figures["first"] = await _rate(recorder, made, leaves)
     rates = []
     for number in range(ROUNDS):
@@ -121,7 +121,7 @@ async def _follow(instance: Any) -> float:
     """Return the CPU time that following costs for each certificate, one in three of a new identity."""
     from handclasp.log.entries import make_entry
 
-    follower = instance.services.follower
+    follower = instance.services.inventory.follower
     while await follower.step():
         pass
 

@@ -52,14 +52,14 @@ def test_a_fresh_installation_shows_exactly_four_states(database_url: str, tmp_p
                 Observed(key=f"p{n}", kind="endpoint", shown=f"p{n}", at=now, certificates=[Seen(der=der, role="served")])
                 for n, der in enumerate(ders)
             ]
-            done = await services.recorder.record(1, Sightings(observed=seen))
+            done = await services.inventory.recorder.record(1, Sightings(observed=seen))
             assert (done.fresh, done.locations) == (4, 4)
             wanted = {"seen": 2, "unseen": 1, "foreign": 1, "unissued": 1}
             end = time.monotonic() + 30
             while await tallies.of_kind(instance.store, "state") != wanted and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             assert await tallies.of_kind(instance.store, "state") == wanted
-            overview = await services.reading.overviews.overview()
+            overview = await services.inventory.overviews.overview()
             assert {one.name: one.number for one in overview.standings if one.number} == wanted
         finally:
             await jobs.stop()

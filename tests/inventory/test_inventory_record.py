@@ -144,6 +144,43 @@ def test_a_change_ends_one_sighting_and_begins_another(migrated_url: str, tmp_pa
     asyncio.run(run())
 
 
+def test_the_same_again_is_one_timestamp_for_hundreds_of_places_together(
+    migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            pool = [foreign(f"s{number}.example.net", now=here.now) for number in range(20)]
+            mine = await here.der(await here.house.issue(await here.house.token()))
+
+            def looks() -> list[Any]:
+                held = [[mine, pool[number % 20], pool[-1]] if number % 3 else [pool[number % 20]] for number in range(600)]
+                if here.now % 2:  # in any order
+                    held = [one[::-1] for one in held]
+                return [here.at(f"tls:h{number}:443", *one, facts={"namespace": "web"}) for number, one in enumerate(held)]
+
+            await here.see(*looks())
+            await here.settle()
+            before = [await here.rows(table) for table in (tables.sighting, tables.standing, tables.found, tables.tally)]
+            writes: list[list[Change]] = []
+            commit = here.store.ledger.commit
+
+            async def counted(write: Write) -> int:
+                writes.append(list(write.changes))
+                assert not write.entries
+                return int(await commit(write))
+
+            monkeypatch.setattr(here.store.ledger, "commit", counted)
+            here.pass_(1.001)
+            told = await here.see(*looks())
+            assert (told.locations, told.changed, told.fresh) == (600, 0, 0)
+            assert len(writes) == 3, "250 places in each"
+            assert all(len(changes) == 2 for changes in writes), "their times; and what waited for its place to be read again"
+            assert {row.seen_at for row in await here.rows(tables.location)} == {here.now}
+            assert before == [await here.rows(table) for table in (tables.sighting, tables.standing, tables.found, tables.tally)]
+
+    asyncio.run(run())
+
+
 def test_failing_to_look_is_no_absence(migrated_url: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with watch(tmp_path, migrated_url) as here:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import resolve
-from handclasp.inventory.filters import CERTIFICATES, IDENTITIES, LISTS, LOCATIONS, parse, parse_all
+from handclasp.inventory.filters import ANY, CERTIFICATES, IDENTITIES, LISTS, LOCATIONS, Filters, parse, parse_all
 from handclasp.inventory.identities import Identities
 from handclasp.inventory.places import Places
 from handclasp.inventory.resolve import Resolver
+from handclasp.inventory.sample import Sample
 from handclasp.inventory.search import Inventory
+from handclasp.inventory.walk import Found, Pace, Plan, Walker
 from handclasp.store.database import Store
 from support.errors import refused
 from support.estate import DAY, HOUR, NOW, Estate, Fact
@@ -130,12 +133,13 @@ def test_searches_find_what_fits_and_nothing_else(migrated_url: str, seed: int, 
     monkeypatch.setattr("handclasp.inventory.walk.FIRST_STRETCH", (7, 40, 1000)[seed])
     monkeypatch.setattr("handclasp.inventory.plans.FEW_CERTIFICATES", (4, 20, 50_000)[seed])
     monkeypatch.setattr(resolve, "PATIENCE", 10.0)
+    monkeypatch.setattr("handclasp.inventory.sample.FROM", (1, 1, 20_000)[seed])
     estate, r = Estate(seed), random.Random(seed)
 
     async def run() -> None:
         store = await Store.open(migrated_url, clock, migrate=False)
         await estate.store(store)
-        inventory = Inventory(store, clock, walk_seconds=0.0 if seed == 0 else 1.0)
+        inventory = Inventory(store, clock, seconds=0.0 if seed == 0 else 1.0)
         queries: list[dict[str, str]] = [{}, *({name: choose(r, estate)} for name, choose in CHOICES.items())]
         for _ in range(20):
             names = {r.choice(LIKELY if r.random() < 0.7 else tuple(CHOICES)) for _ in range(r.choice([2, 3, 4]))}
@@ -147,6 +151,103 @@ def test_searches_find_what_fits_and_nothing_else(migrated_url: str, seed: int, 
             wanted.sort(key=lambda f: (f.not_after, f.sha256), reverse=query.get("sort") != "expires")
             found = await every(inventory, query, r.choice([1, 7, 1000]) if len(wanted) < 30 else 50)
             assert found == [f.sha256.hex() for f in wanted], f"{query} in {estate.describe()}"
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_lists_are_the_same_when_what_is_tried_takes_too_long(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    estate, r, rows, tried = Estate(4), random.Random(4), Store.rows, []
+
+    async def late(self: Store, statement: Any, *, within: float | None = None) -> Any:
+        if within is None:
+            return await rows(self, statement)
+        tried.append(statement)
+        raise HandclaspError(Kind.TIMEOUT, "this query took too long")
+
+    queries = [
+        {name: CHOICES[name](r, estate) for name in r.sample(("q", "owner", "spiffe", "name", "state", "origin"), 2)} for _ in range(15)
+    ]
+
+    async def run() -> None:
+        store = await Store.open(migrated_url, clock, migrate=False)
+        await estate.store(store)
+        found = [await every(Inventory(store, clock), query, 7) for query in queries]
+        monkeypatch.setattr(Store, "rows", late)
+        assert [await every(Inventory(store, clock), query, 7) for query in queries] == found
+        assert tried
+        monkeypatch.undo()
+        # Those that were listed, but are too many to be sorted in time.
+        monkeypatch.setattr("handclasp.inventory.walk.Walker._sort", late_sort)
+        assert [await every(Inventory(store, clock), query, 7) for query in queries] == found
+        await store.close()
+
+    sort = Walker._sort
+
+    async def late_sort(self: Walker, plan: Plan, within: float | None = None) -> Found:
+        if within is not None:
+            raise HandclaspError(Kind.TIMEOUT, "this query took too long")
+        return await sort(self, plan)
+
+    asyncio.run(run())
+
+
+def test_a_walk_that_is_full_does_not_wait_for_one_that_finds_nothing(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What was found has other names, and ends later: the page of what was issued is not cut short by the walk through that.
+    monkeypatch.setattr("handclasp.inventory.walk.FIRST_STRETCH", 5)
+    monkeypatch.setattr("handclasp.inventory.walk.LONGEST_STRETCH", 5)
+    monkeypatch.setattr(resolve, "FEW", 0)
+    estate = Estate(6, found=200)
+
+    async def run() -> None:
+        store = await Store.open(migrated_url, clock, migrate=False)
+        await estate.store(store)
+        page = await Inventory(store, clock, seconds=30.0).certificates(parse("certificates", {"profile": "workload"}, NOW), 10)
+        both = await Inventory(store, clock, seconds=30.0).certificates(parse("certificates", {"q": "example"}, NOW), 10)
+        assert (len(page.items), len(both.items)) == (10, 10)
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_a_pace_is_learned_and_slowness_of_a_moment_is_not_believed() -> None:
+    pace = Pace(1e-6)
+    guessed = pace.rows("kind", 0.01)
+    pace.took("kind", 1000, 0.0001)
+    assert pace.rows("kind", 0.01) > 5 * guessed
+    quick = pace.rows("kind", 0.01)
+    pace.took("kind", 1000, 0.0002)
+    assert quick / 2 < pace.rows("kind", 0.01) < quick
+    for _ in range(50):
+        pace.took("kind", 1000, 0.1)
+    assert pace.rows("kind", 0.01) < 200
+    assert pace.rows("other", 0.01) == guessed
+    assert pace.rows("kind", -1.0) == 0
+
+
+def test_a_sample_tells_how_many_have_a_text(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handclasp.inventory.sample.FROM", 1)
+    estate = Estate(7)
+
+    async def run() -> None:
+        store = await Store.open(migrated_url, clock, migrate=False)
+        await estate.store(store)
+        sample = Sample(store)
+        assert sample.guess("web", ANY) is None
+        sample.refresh(len(estate.identities))
+        while sample.guess(None, ANY) is None:
+            await asyncio.sleep(0.01)
+        assert sample.population == len(estate.identities)
+
+        def those(**own: str) -> list[dict[str, Any]]:
+            return [one for one in estate.identities if all(one[name] == (None if text == "none" else text) for name, text in own.items())]
+
+        for own in ({}, {"owner": "team-web"}, {"owner": "none", "environment": "prod"}, {"tier": "1"}):
+            for text in ("web", "example", "50%", "nowhere"):
+                wanted = sum(any(text in name for name in one["names"]) for one in those(**own))
+                assert sample.guess(text, Filters(**own)) == wanted, (text, own)
+        below = [one for one in estate.identities if one["name"].startswith("spiffe://example.org/prod/")]
+        assert sample.guess(None, Filters(spiffe="spiffe://example.org/prod")) == len(below)
         await store.close()
 
     asyncio.run(run())
@@ -202,9 +303,13 @@ def test_one_certificate_is_shown_whether_issued_or_found(migrated_url: str) -> 
     asyncio.run(run())
 
 
-def test_identities_are_listed_by_name_and_by_end(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handclasp.inventory.identities._STRETCHES", (3, 5))
-    monkeypatch.setattr("handclasp.inventory.identities.WALK_SECONDS", 0.0)
+@pytest.mark.parametrize("counted", [1, 1000])
+def test_identities_are_listed_by_name_and_by_end(migrated_url: str, counted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Identities with more certificates than are counted have a way of their own, and what is kept of them is right here.
+    monkeypatch.setattr("handclasp.inventory.identities._COUNTED", counted)
+    monkeypatch.setattr("handclasp.inventory.identities.FIRST_STRETCH", 3)
+    monkeypatch.setattr("handclasp.inventory.identities.LONGEST_STRETCH", 5)
+    monkeypatch.setattr("handclasp.inventory.identities.ANSWER_SECONDS", {True: 0.0, False: 0.0})
     estate = Estate(5)
     with_certificates = {fact.identity for fact in estate.facts if fact.origin == "issued"}
 
@@ -237,6 +342,17 @@ def test_identities_are_listed_by_name_and_by_end(migrated_url: str, monkeypatch
         assert set(await names(2, q="ldr")) == set()
         assert set(await names(9, standing="gone")) == {fact.identity for fact in estate.facts if fact.standing == "gone"}
         assert set(await names(9, state="expired")) == {name for name, end in ends.items() if end <= NOW}
+        for state in ("ok", "overdue", "expired"):
+            whole = await names(9, state=state)
+            by_end = await names(2, state=state, sort="expires")
+            assert set(by_end) == set(whole), state
+            assert [ends[name] for name in by_end] == sorted(ends[name] for name in by_end)
+            assert [ends[name] for name in await names(3, state=state, sort="-expires", q="e")] == sorted(
+                (ends[one] for one in await names(9, state=state, q="e")), reverse=True
+            )
+        soon = {name for name, end in ends.items() if NOW - DAY <= end < NOW + 2 * DAY}
+        assert set(await names(2, expires_after="-1d", expires_before="2d", sort="expires")) == soon
+        assert set(await names(9, expires_after="-1d", expires_before="2d")) == soon
         fact = next(fact for fact in estate.facts if fact.origin == "found" and not fact.ca)
         assert await names(9, q=fact.sha256.hex()[:12]) == [fact.identity]
         page = await identities.page(parse("identities", {}, NOW), 100, None)

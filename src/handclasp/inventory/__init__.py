@@ -11,13 +11,14 @@
     retention   what is old goes, in small writes or by dropping months, and what must stay stays
 
   reading
-    reading     everything below in one object
     search      filters -> pages, over issued and found certificates at once: ``filters`` are parsed, ``resolve`` finds what they speak
                 of, ``plans``, ``conditions`` and ``walk`` read the tables, ``shown`` is how rows look; ``views`` are saved searches
     identities  the list of identities; ``places``: locations and sightings
     detail      one identity: its line, where it is, whose it is, what may issue it (``entitled``), what to do next
     overview    figures and the timeline, read from counters
     export      the same filters -> CSV, JSON, CycloneDX (``cbom``), as a stream of any length
+
+  room        all of it in one object
 
 Not done here: nothing is read from outside (discovery does that), no private key is known, and no row that the issuance relies on is
 changed.

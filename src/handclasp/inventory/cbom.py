@@ -34,6 +34,8 @@ _ALGORITHMS: dict[str, tuple[str, str, str, int, int]] = {
 }
 """Type of key -> (family, parameters, curve, classical bits, category after NIST)."""
 
+_UNKNOWN = rfc3339(0)
+"""A time that nobody told."""
 _MAX_ALGORITHMS = 500
 """Types of keys that are remembered as written: sizes of RSA keys are whatever somebody chose."""
 
@@ -44,7 +46,7 @@ async def cbom(pages: AsyncIterator[list[Certificate]], filters: Filters, now: i
     encode, written = msgspec.json.Encoder().encode, _Written()
     separator = b"\n"
     async for page in pages:
-        parts = [encode(part) for one in page for part in _components(one, written)]
+        parts = [encode(part) for one in page for part in _components(one, written, rfc3339(now))]
         yield separator + b",\n".join(parts)
         separator = b",\n"
     yield b"\n]}\n"
@@ -97,7 +99,7 @@ def _algorithm(key_type: str) -> dict[str, Any]:
     return {"assetType": "algorithm", "algorithmProperties": properties}
 
 
-def _components(one: Certificate, written: _Written) -> list[dict[str, Any]]:
+def _components(one: Certificate, written: _Written, now: str) -> list[dict[str, Any]]:
     """Return the certificate with its key, and with its algorithm where that is new. References are unique in the document: a key that
     stands in several certificates is a component of each, with the same fingerprint."""
     parts: list[dict[str, Any]] = []
@@ -108,7 +110,7 @@ def _components(one: Certificate, written: _Written) -> list[dict[str, Any]]:
         key = f"key/{one.sha256}"
         parts.append(_key(one, key, reference))
         related = [{"type": "publicKey", "ref": key}, {"type": "algorithm", "ref": reference}]
-    parts.append(_certificate(one, related))
+    parts.append(_certificate(one, related, now))
     return parts
 
 
@@ -128,14 +130,16 @@ def _key(one: Certificate, reference: str, algorithm: str) -> dict[str, Any]:
     }
 
 
-def _certificate(one: Certificate, related: list[dict[str, str]]) -> dict[str, Any]:
-    state: dict[str, Any] = {"state": _STATES[one.state]}
+def _state(one: Certificate, now: str) -> dict[str, Any]:
     if one.state != "valid":
-        state["reason"] = one.revocation_reason or one.state
+        return {"state": _STATES[one.state], "reason": one.revocation_reason or one.state}
+    return {"state": "pre-activation" if one.not_before > now else _STATES["valid"]}
+
+
+def _certificate(one: Certificate, related: list[dict[str, str]], now: str) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "certificateFormat": "X.509",
         "fingerprint": {"alg": "SHA-256", "content": one.sha256},
-        "certificateState": [state],
         "certificateExtensions": [
             {"commonExtensionName": "basicConstraints", "commonExtensionValue": f"CA:{'TRUE' if one.is_ca else 'FALSE'}"},
             *_alternative_names(one),
@@ -148,8 +152,9 @@ def _certificate(one: Certificate, related: list[dict[str, str]]) -> dict[str, A
         "revocationDate": one.revoked_at,
         "relatedCryptographicAssets": related,
     }
-    if one.problem is None:  # what cannot be read has no dates
-        optional |= {"notValidBefore": one.not_before, "notValidAfter": one.not_after}
+    if one.problem is None and one.not_after != _UNKNOWN:  # what cannot be read has no dates
+        begins = None if one.not_before == _UNKNOWN else one.not_before
+        optional |= {"notValidBefore": begins, "notValidAfter": one.not_after, "certificateState": [_state(one, now)]}
     properties |= {name: value for name, value in optional.items() if value}
     return {
         "type": "cryptographic-asset",

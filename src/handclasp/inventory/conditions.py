@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, and_, any_, bindparam, column, exists, func, literal, or_, select, table, tuple_
+from sqlalchemy import BigInteger, Select, and_, any_, bindparam, column, exists, func, literal, literal_column, or_, select, table, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import ColumnElement
 
@@ -72,16 +72,25 @@ def matches(col: ColumnElement[str], reverse: ColumnElement[str], pattern: NameP
     return holds(col, pattern.text, sqlite)
 
 
-def name_exists(identity_id: ColumnElement[Any], condition: Condition) -> Condition:
-    """Return that the identity has a name for which ``condition`` (over ``tables.name``) is true."""
+def name_exists(identity_id: ColumnElement[Any], condition: Condition, *, by_row: bool = False) -> Condition:
+    """Return that the identity has a name for which ``condition`` (over ``tables.name``) is true; for ``by_row`` see :func:`_each`."""
     link, name = tables.identity_name.c, tables.name.c
     query = select(literal(1)).where(link.identity_id == identity_id, name.id == link.name_id, condition)
-    return exists(query.correlate_except(tables.identity_name, tables.name))
+    return exists(_each(query, by_row).correlate_except(tables.identity_name, tables.name))
 
 
-def identity_exists(identity_id: ColumnElement[Any], *conditions: Condition) -> Condition:
-    """Return that the identity's own row meets ``conditions`` (over ``tables.identity``)."""
-    return exists(select(literal(1)).where(tables.identity.c.id == identity_id, *conditions).correlate_except(tables.identity))
+def identity_exists(identity_id: ColumnElement[Any], *conditions: Condition, by_row: bool = False) -> Condition:
+    """Return that the identity's own row meets ``conditions`` (over ``tables.identity``); for ``by_row`` see :func:`_each`."""
+    query = select(literal(1)).where(tables.identity.c.id == identity_id, *conditions)
+    return exists(_each(query, by_row).correlate_except(tables.identity))
+
+
+def _each(query: Select[Any], by_row: bool) -> Select[Any]:
+    """Have PostgreSQL ask the question for each row, as one of several that are joined by OR.
+
+    Else it may answer it for all rows there are, beforehand, into a hash table: by reading whole tables for a page of fifty.
+    """
+    return query.offset(literal_column("0")) if by_row else query
 
 
 def of_identity(filters: Filters, skip: frozenset[str] = frozenset()) -> list[Condition]:

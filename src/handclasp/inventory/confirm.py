@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, func, or_, select, update
 
 from handclasp.inventory.rows import bounded
+from handclasp.inventory.statements import SKEW
 from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
@@ -21,7 +22,8 @@ _location = tables.location.c
 _TOGETHER = 400
 _STILL = (
     update(tables.location)
-    .where(_location.id == bindparam("which"), _location.seen_at <= bindparam("at"), _location.gone_at.is_(None))
+    .where(_location.id == bindparam("which"), or_(_location.seen_at <= bindparam("at"), _location.seen_at > bindparam("future")))
+    .where(_location.gone_at.is_(None))
     .values(seen_at=bindparam("at"), tried_at=bindparam("at"), problem=None)
 )
 
@@ -40,13 +42,13 @@ class Confirmer:
         unknown = []
         kept = {bounded(key): key for key in digests}
         for keys in in_chunks(sorted(kept), _TOGETHER):
-            query = select(_location.id, _location.key, _location.details, _location.seen_at, _location.gone_at)
+            query = select(_location.id, _location.key, _location.details, _location.seen_at, _location.gone_at, _location.content)
             rows = {row.key: row for row in await self._store.rows(query.where(_location.source_id == source_id, _location.key.in_(keys)))}
             known = []
             for key in keys:
                 row = rows.get(key)
                 if row is not None and _is_still(row, digests[kept[key]]):
-                    known.append({"which": row.id, "at": at})
+                    known.append({"which": row.id, "at": at, "future": at + SKEW})
                 else:
                     unknown.append(kept[key])
             if known:
@@ -67,4 +69,6 @@ class Confirmer:
 
 
 def _is_still(row: Row[Any], digest: str) -> bool:
-    return row.gone_at is None and row.seen_at is not None and json.loads(row.details).get("digest") == digest
+    if row.gone_at is not None or row.seen_at is None or row.content is None:
+        return False
+    return bool(json.loads(row.details).get("digest") == digest)

@@ -10,20 +10,20 @@ from typing import Any
 from sqlalchemy import Row, or_, select
 
 from handclasp.access.policy import Policy
-from handclasp.clock import Clock, rfc3339
+from handclasp.clock import Clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import steps
 from handclasp.inventory.conditions import Key
-from handclasp.inventory.entitled import denied_by, may_issue
+from handclasp.inventory.entitled import denied_by, may_issue, of_the_server
 from handclasp.inventory.filters import Filters
 from handclasp.inventory.identities import Identities, identity_query
 from handclasp.inventory.places import Places
 from handclasp.inventory.search import Inventory
-from handclasp.ownership.rules import rank
+from handclasp.ownership.shown import said_of
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire import Certificate, Sighting
-from handclasp.wire.inventory import Evidence, IdentityDetail, Lineage, LineItem
+from handclasp.wire.inventory import IdentityDetail, Lineage, LineItem
 
 SHOWN = 20
 """Certificates of an identity that its page shows, and sightings of each."""
@@ -57,9 +57,10 @@ class Details:
         page = await self._inventory.certificates(Filters(identity=name), SHOWN)
         line = await self._with_sightings(page.items)
         served = await self._served(row.id)
-        evidence = await self._evidence(row.id)
+        evidence = await said_of(self._store, row.id)
         standing = await self._standing(row.id)
-        grants = await may_issue(self._store, policy, name, now)
+        newest = next((item.certificate for item in line if item.certificate.sha256 == shown.newest), None)
+        grants = [*of_the_server(newest), *await may_issue(self._store, policy, name, now)]
         agents = await self._agents(name)
         subject = steps.Subject(shown, standing, evidence, grants, agents, denied_by(policy, name))
         return IdentityDetail(
@@ -90,7 +91,7 @@ class Details:
     async def _with_sightings(self, certificates: Sequence[Certificate]) -> list[LineItem]:
         seen = [one for one in certificates if one.first_seen is not None]
         wanted = [bytes.fromhex(one.sha256) for one in seen]
-        every = await self._places.of_certificates(wanted, (SHOWN + 1) * max(1, len(wanted)))
+        every = await self._places.of_each(wanted, SHOWN + 1)
         by: dict[str, list[Sighting]] = {}
         for sighting in every:
             by.setdefault(sighting.sha256, []).append(sighting)
@@ -109,24 +110,6 @@ class Details:
         name, link = tables.name.c, tables.identity_name.c
         query = select(name.text).where(link.identity_id == identity_id, name.id == link.name_id)
         return sorted(row.text for row in await self._store.rows(query.limit(NAMES)))
-
-    async def _evidence(self, identity_id: int) -> list[Evidence]:
-        rows = await self._store.rows(select(tables.assignment).where(tables.assignment.c.identity_id == identity_id))
-        return [
-            Evidence(
-                evidence=row.evidence,
-                owner=row.owner,
-                tier=row.tier,
-                environment=row.environment,
-                rule=row.rule,
-                detail=row.detail,
-                confidence=row.confidence,
-                stands=row.stands,
-                at=rfc3339(row.at),
-                due=rfc3339(row.due_at) if row.due_at is not None else None,
-            )
-            for row in sorted(rows, key=rank)
-        ]
 
     async def _standing(self, identity_id: int) -> list[Row[Any]]:
         standing = tables.standing.c

@@ -4,6 +4,7 @@ is to be derived again. No database: rows in, statements out.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy import Row
 
 from handclasp.inventory import statements
 from handclasp.inventory.newcomers import Known
-from handclasp.inventory.rows import LISTED, STANDING_ROLES, USE_ROLES, Look, json_text
+from handclasp.inventory.rows import LISTED, SERVED, STANDING_ROLES, USE_ROLES, Look, json_text
 from handclasp.inventory.states import Facts, Graces, judge
 from handclasp.ownership.due import DUE_BY_NAME
 from handclasp.store.writes import Change
@@ -36,7 +37,10 @@ class Outcome:
 class Differences:
     """Collects what begins and ends at the locations of one write."""
 
-    def __init__(self, source_id: int, now: int, known: dict[bytes, Known], graces: Graces, outcome: Outcome) -> None:
+    def __init__(
+        self, source_id: int, now: int, known: dict[bytes, Known], graces: Graces, outcome: Outcome, learnt: Collection[bytes] = ()
+    ) -> None:
+        """``learnt``: of these the bytes came just now, and say more than was known."""
         self._source_id = source_id
         self._now = now
         self._known = known
@@ -45,7 +49,8 @@ class Differences:
         self._ended: list[dict[str, Any]] = []
         self._opened: list[dict[str, Any]] = []
         self._stands: dict[bytes, dict[str, Any]] = {}
-        self._doubts: set[bytes] = set()
+        self._learnt = frozenset(learnt)
+        self._doubts: set[bytes] = set(learnt)
         self._arrived: dict[int, None] = {}
         self._due: dict[str, int] = {}
 
@@ -73,7 +78,7 @@ class Differences:
 
     def _stand(self, sha256: bytes, role: str, at: int) -> None:
         known = self._known[sha256]
-        if (role not in STANDING_ROLES or known.is_ca) and not known.is_rogue_authority:
+        if not _counts(known, role):
             return
         if role == LISTED and known.origin == "issued":
             return  # that it exists was known
@@ -98,7 +103,11 @@ class Differences:
     def _is_due(self, look: Look, row: Row[Any] | None, before: Open) -> None:
         """Note whose owner is to be derived again: those that are new here, or all where what says so changed."""
         same_facts = row is not None and row.content is not None and row.facts == json_text(look.observed.facts)
-        there = {self._known[sha256].identity for sha256, role in before if role in STANDING_ROLES and sha256 in self._known}
+        there = {
+            self._known[sha256].identity
+            for sha256, role in before
+            if role in STANDING_ROLES and sha256 in self._known and sha256 not in self._learnt
+        }
         for sha256, role in look.sightings:
             identity = self._known[sha256].identity
             if identity and role in STANDING_ROLES and not (same_facts and identity in there):
@@ -119,3 +128,16 @@ class Differences:
             (DUE_BY_NAME, due),
         ]
         return [Change(statement, rows=rows) for statement, rows in todo if rows]
+
+
+def _counts(known: Known, role: str) -> bool:
+    """Tell whether a certificate stands for something because it is seen in this role.
+
+    An authority's does not, wherever it is kept or trusted. One that a server shows as its own does: whoever makes a certificate for an
+    appliance often lets it say that it is an authority.
+    """
+    if known.is_rogue_authority:
+        return True
+    if known.is_ca:
+        return role == SERVED and not known.is_ours
+    return role in STANDING_ROLES

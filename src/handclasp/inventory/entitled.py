@@ -9,12 +9,13 @@ from sqlalchemy import and_, or_, select
 from handclasp.access.grants import AgentRule, CertificateRule, Grant, KubernetesRule, OidcRule, PrincipalRule
 from handclasp.access.patterns import ANY_VALUE
 from handclasp.access.policy import Policy
-from handclasp.access.tokens import TokenGrant
+from handclasp.access.tokengrant import TokenGrant
 from handclasp.clock import format_duration, rfc3339
 from handclasp.errors import HandclaspError
 from handclasp.pki.names import Names, make_names
 from handclasp.store import tables
 from handclasp.store.database import Store
+from handclasp.wire import Certificate
 from handclasp.wire.inventory import MayIssue
 
 TOKENS = 2000
@@ -42,6 +43,14 @@ async def may_issue(store: Store, policy: Policy, identity: str, now: int) -> li
         return []
     found = [_of_policy(grant) for grant in policy.all_grants if "issue" in grant.actions and grant.uncovered(names, ANY_VALUE) is None]
     return [*found, *await _tokens(store, names, now)]
+
+
+def of_the_server(newest: Certificate | None) -> list[MayIssue]:
+    """Return the one grant that no policy gives: this server obtains the certificate of its own listeners, and renews it by itself."""
+    if newest is None or newest.obtained_by != "server":
+        return []
+    return [MayIssue(grant="server", who="this server itself: it is its own, and renewed by it", profiles=[newest.profile or ""],
+                     max_ttl=None, renew=True)]  # fmt: skip
 
 
 def denied_by(policy: Policy, identity: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ CSV_COLUMNS = (
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What makes a spreadsheet calculate; the last four are full-width forms, which some take for the same."""
+_SECOND = re.compile(r"(;[ \"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet begins another cell, in countries that write 0,5: there it takes semicolons for what parts cells."""
 
 
 async def to_csv(pages: Pages, _filters: Filters, _now: int) -> AsyncIterator[bytes]:
@@ -56,6 +59,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     text = " ".join(value) if isinstance(value, list) else str(value)
+    if ";" in text:
+        text = _SECOND.sub(r"\1'", text)
     return "'" + text if text.startswith(_FORMULA) else text
 
 

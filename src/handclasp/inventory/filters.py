@@ -80,6 +80,11 @@ class Filters:
     given: Mapping[str, str] = field(default_factory=dict, compare=False)
     """What it was parsed from."""
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The filters that are set."""
+        return frozenset(name for name in self.__slots__ if name != "given" and getattr(self, name) is not None)
+
 
 ANY = Filters()
 """What filters nothing."""

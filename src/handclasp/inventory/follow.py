@@ -18,6 +18,7 @@ from sqlalchemy import Row, select
 from handclasp.clock import Clock, parse_rfc3339
 from handclasp.faults import declare, fault
 from handclasp.inventory import statements, tallies
+from handclasp.inventory.adopt import Adoption
 from handclasp.inventory.names import name_rows
 from handclasp.inventory.reconcile import Reconciler, is_apart
 from handclasp.ownership.due import DUE_BY_ID
@@ -65,6 +66,8 @@ class _Batch:
     changed: set[bytes] = field(default_factory=set)
     """Certificates of which a fact changed: superseded or revoked."""
     counters: Counter[tuple[str, str]] = field(default_factory=Counter)
+    authorities: bool = False
+    """Whether there is an authority that was not there before."""
 
 
 class Follower:
@@ -76,6 +79,7 @@ class Follower:
         self._reconciler = reconciler
         self._identities: OrderedDict[int, tuple[str, str]] = OrderedDict()
         """What was last written for an identity: its names, and who it is granted by."""
+        self._adoption, self._adopt = Adoption(store, clock, reconciler), True
         self._next_at = 0
         """When the first certificate was issued that is not old enough yet."""
 
@@ -88,6 +92,9 @@ class Follower:
         entries = await self._store.entries(place, AT_ONCE)
         if entries:
             await self._follow(place, entries)
+        if self._adopt:
+            await self._adoption.step()
+            self._adopt = False
         missed = await self._miss(place + len(entries))
         return max(len(entries), missed)
 
@@ -98,6 +105,7 @@ class Follower:
 
     async def _follow(self, place: int, entries: Sequence[bytes]) -> None:
         batch = read_entries(entries)
+        self._adopt = self._adopt or batch.authorities
         rows = await self._certificates(batch.issued)
         fault("follow.read")
         changes = self._summaries(batch.issued, rows)
@@ -221,6 +229,8 @@ def read_entries(entries: Sequence[bytes]) -> _Batch:
             batch.counters["refused", _hour(entry.at)] += 1
         elif entry.type == "certificate.revoked":
             batch.changed.add(bytes.fromhex(_WHAT.decode(entry.what).sha256))
+        elif entry.type == "authority.created":
+            batch.authorities = True
     return batch
 
 

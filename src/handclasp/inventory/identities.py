@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, literal, or_, select, tuple_
+from sqlalchemy import BigInteger, Row, func, literal, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import ColumnElement, Select
 
 from handclasp.clock import Clock, rfc3339
 from handclasp.inventory.conditions import Condition, among, exists_standing, holds, matches, name_exists, of_identity
 from handclasp.inventory.filters import Filters
 from handclasp.inventory.resolve import Meaning, Resolver
+from handclasp.inventory.walk import GUESSED, Pace
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire import Identity
 
-WALK_SECONDS = 0.03
-_STRETCHES = (1_000, 4_000)
+ANSWER_SECONDS = {True: 0.03, False: 0.06}
+"""How long a list looks for what fills its page, on SQLite and on PostgreSQL, before it gives what it has."""
+
+FIRST_STRETCH, LONGEST_STRETCH = 1_000, 40_000
+"""Rows that are looked through at once, at least and at most."""
+
+_CAUTION_LEFT = 0.25
+"""What part of that time must be left for another stretch."""
+
 _COUNTED = 1_000
 """Certificates of an identity that are counted; beyond that the kept counter is shown."""
 
@@ -41,44 +50,56 @@ class Identities:
         self._store = store
         self._clock = clock
         self._resolver = resolver
+        self._pace = Pace(GUESSED[store.is_sqlite])
 
     async def page(self, filters: Filters, limit: int, after: Place | None = None) -> IdentityPage:
         """Return up to ``limit`` identities that fit, after the place ``after``."""
-        now = self._clock()
+        now, began = self._clock(), time.monotonic()
         meaning = await self._resolver.resolve(filters)
         if meaning.direct:
             meaning.ids, meaning.met = await self._holders(meaning.direct), frozenset(("q",))
         if meaning.nothing or (meaning.ids is not None and not meaning.ids):
             return IdentityPage([], None)
-        by = _Sorting(filters.sort)
+        by, ends = _Sorting(filters.sort), _ends(filters, now)
         conditions = self._conditions(filters, meaning, now)
-        rows, following = await self._walk(by, conditions, meaning.ids, limit, after)
+        if by.by_name:
+            conditions += ends
+        else:
+            by.always += ends  # the walk begins and stops there
+        if meaning.ids is not None:
+            conditions.append(among(tables.identity.c.id, meaning.ids, self._store.is_sqlite))
+            rows = await self._rows(by, [*by.after(after), *conditions], limit + 1)
+            following = by.place(rows[limit - 1]) if len(rows) > limit else None
+        else:
+            rows, following = await self._walk(by, conditions, limit, after, (filters.names, filters.sort), began)
+        rows = rows[:limit]
         return IdentityPage(await self.show(rows), following)
 
     async def _walk(
-        self, by: _Sorting, conditions: list[Condition], ids: Sequence[int] | None, limit: int, after: Place | None
-    ) -> tuple[Sequence[Row[Any]], Place | None]:
-        """Walk along names or ends, a stretch at a time; what an index lists is sorted whole."""
-        began, place = time.monotonic(), after
+        self, by: _Sorting, conditions: list[Condition], limit: int, after: Place | None, kind: Hashable, began: float
+    ) -> tuple[list[Row[Any]], Place | None]:
+        """Walk along names or ends, a stretch at a time, until the page is full or the time is over."""
+        place, whole = after, ANSWER_SECONDS[self._store.is_sqlite]
         rows: list[Row[Any]] = []
-        stretches = iter(_STRETCHES)
-        stretch = max(next(stretches), limit)
-        if ids is not None:
-            conditions = [*conditions, among(tables.identity.c.id, ids, self._store.is_sqlite)]
         while True:
-            end = None
+            started = time.monotonic()
+            left = max(whole - (started - began), 0.4 * whole if place is after else 0.0)
+            if place is not after and left < _CAUTION_LEFT * whole:
+                return rows, place
+            stretch = max(FIRST_STRETCH, limit, min(self._pace.rows(kind, left), LONGEST_STRETCH))
             rest = by.after(place)
-            if ids is None:
-                end = await self._store.row(select(*by.columns).select_from(by.base).where(*rest).order_by(*by.order).offset(stretch - 1))
-            query = _query(by).where(*rest, *conditions)
-            if end is not None:
-                query = query.where(*by.until(tuple(end)))
-            rows += await self._store.rows(query.order_by(*by.order).limit(limit + 1 - len(rows)))
+            end = await self._store.row(select(*by.columns).select_from(by.base).where(*rest).order_by(*by.order).offset(stretch - 1))
+            last = [] if end is None else by.until(tuple(end))
+            rows += await self._rows(by, [*rest, *last, *conditions], limit + 1 - len(rows))
             if len(rows) > limit:
-                return rows[:limit], by.place(rows[limit - 1])
-            if end is None or time.monotonic() - began > WALK_SECONDS:
-                return rows, None if end is None else tuple(end)
-            place, stretch = tuple(end), next(stretches, _STRETCHES[-1])
+                return rows, by.place(rows[limit - 1])
+            if end is None:
+                return rows, None
+            self._pace.took(kind, stretch, time.monotonic() - started)
+            place = tuple(end)
+
+    async def _rows(self, by: _Sorting, conditions: list[Condition], limit: int) -> list[Row[Any]]:
+        return list(await self._store.rows(_query(by).where(*conditions).order_by(*by.order).limit(limit)))
 
     async def _holders(self, fingerprints: Sequence[bytes]) -> list[int]:
         found: set[int] = set()
@@ -96,10 +117,6 @@ class Identities:
         if f.q is not None and "q" not in meaning.met:
             owned = [identity.owner.in_(meaning.q_owners)] if meaning.q_owners else []
             conditions.append(or_(name_exists(identity.id, holds(tables.name.c.text, f.q, sqlite)), *owned))
-        if f.expires_after is not None:
-            conditions.append(summary.newest_not_after >= f.expires_after)
-        if f.expires_before is not None:
-            conditions.append(summary.newest_not_after < f.expires_before)
         if f.origin is not None:
             conditions.append(summary.newest_origin == f.origin)
         if f.standing is not None:
@@ -109,7 +126,11 @@ class Identities:
     async def show(self, rows: Sequence[Row[Any]]) -> list[Identity]:
         """Return rows of :func:`identity_query` as the API shows them."""
         now = self._clock()
-        newest = await self._newest([row.id for row in rows])
+        if self._store.is_sqlite:
+            newest = await self._newest([row.id for row in rows])
+        else:
+            newest = await self._newest([row.id for row in rows if (row.issued or 0) > _COUNTED])
+            newest |= await self._counted([row.id for row in rows if (row.issued or 0) <= _COUNTED])
         return [_identity(row, newest.get(row.id), now) for row in rows]
 
     async def _newest(self, ids: Sequence[int]) -> dict[int, _Newest]:
@@ -132,6 +153,29 @@ class Identities:
         ends = {row.identity_id: row for row in found}
         return {row.id: _Newest(row.number, ends.get(row.id)) for row in rows}
 
+    async def _counted(self, ids: Sequence[int]) -> dict[int, _Newest]:
+        """Return the same of identities that do not have many, by indexes alone: on PostgreSQL each look-up goes through all months."""
+        if not ids:
+            return {}
+        c = tables.certificate.c
+        query = select(c.identity_id, func.count().label("number"), func.max(c.not_after).label("end"))
+        rows = await self._store.rows(query.where(among(c.identity_id, list(ids), sqlite=False)).group_by(c.identity_id))
+        if not rows:
+            return {}
+        whose, ends = [row.identity_id for row in rows], [row.end for row in rows]
+        wanted = (
+            func.unnest(literal(whose, ARRAY(BigInteger)), literal(ends, ARRAY(BigInteger)))
+            .table_valued("whose", "until", name="wanted")
+            .render_derived()
+        )
+        same = (c.identity_id == wanted.c.whose) & (c.not_after == wanted.c.until)
+        columns = (c.identity_id, c.sha256, c.not_after, c.renew_before, c.generation)
+        found = await self._store.rows(
+            select(*columns).select_from(wanted.join(tables.certificate, same)).where(c.not_after.between(min(ends), max(ends)))
+        )
+        last = {row.identity_id: row for row in sorted(found, key=lambda row: row.generation)}
+        return {row.identity_id: _Newest(row.number, last.get(row.identity_id)) for row in rows}
+
 
 @dataclass(frozen=True, slots=True)
 class _Newest:
@@ -151,13 +195,13 @@ class _Sorting:
             (identity.c.name,) if self.by_name else (summary.c.newest_not_after, summary.c.identity_id)
         )
         self.order = tuple(column.desc() for column in self.columns) if self.down else self.columns
-        self._always: list[Condition] = [] if self.by_name else [summary.c.newest_not_after.is_not(None)]
+        self.always: list[Condition] = [] if self.by_name else [summary.c.newest_not_after.is_not(None)]
 
     def after(self, place: Place | None) -> list[Condition]:
         if place is None:
-            return self._always
+            return self.always
         first = self.columns[0] <= place[0] if self.down else self.columns[0] >= place[0]
-        return [*self._always, first, self._compare(place, after=True)]
+        return [*self.always, first, self._compare(place, after=True)]
 
     def until(self, place: Place) -> list[Condition]:
         first = self.columns[0] >= place[0] if self.down else self.columns[0] <= place[0]
@@ -190,17 +234,28 @@ def identity_query() -> Select[Any]:
     return _query(_Sorting(""))
 
 
+def _ends(f: Filters, now: int) -> list[Condition]:
+    """Return between which ends the newest certificates lie."""
+    end = tables.summary.c.newest_not_after
+    ends: list[Condition] = []
+    if f.expires_after is not None:
+        ends.append(end >= f.expires_after)
+    if f.expires_before is not None:
+        ends.append(end < f.expires_before)
+    if f.state in ("ok", "overdue"):
+        ends.append(end > now)
+    if f.state == "expired":
+        ends.append(end <= now)
+    return ends
+
+
 def _state_conditions(state: str | None, now: int) -> list[Condition]:
     summary = tables.summary.c
-    if state is None:
-        return []
     if state == "none":
         return [summary.newest.is_(None)]
-    if state == "expired":
-        return [summary.newest_not_after <= now]
     if state == "overdue":
-        return [summary.newest_not_after > now, summary.newest_renew_before <= now]
-    return [summary.newest_not_after > now, or_(summary.newest_renew_before.is_(None), summary.newest_renew_before > now)]
+        return [summary.newest_renew_before <= now]
+    return [or_(summary.newest_renew_before.is_(None), summary.newest_renew_before > now)] if state == "ok" else []
 
 
 def _identity(row: Row[Any], newest: _Newest | None, now: int) -> Identity:

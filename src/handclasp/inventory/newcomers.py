@@ -18,7 +18,8 @@ from handclasp.inventory import statements
 from handclasp.inventory.issuers import OurAuthorities
 from handclasp.inventory.names import name_rows
 from handclasp.inventory.rows import CHAIN, FoundRow, Look, found_row, told_row
-from handclasp.log.entries import make_entry
+from handclasp.inventory.states import Graces
+from handclasp.log.entries import Entry, make_entry
 from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
@@ -41,6 +42,8 @@ class Known:
     """An authority of ours signed it, and it was never issued here."""
     superseded_at: int | None = None
     revoked_at: int | None = None
+    is_ours: bool = False
+    """It is the certificate of an authority of ours."""
     is_seen: bool = True
     """For an issued one: whether it was ever seen."""
 
@@ -53,15 +56,20 @@ class Known:
 class Newcomers:
     """Looks up the certificates of one write, and makes the rows of those that are new."""
 
-    def __init__(self, store: Store, ours: OurAuthorities, now: int) -> None:
+    def __init__(self, store: Store, ours: OurAuthorities, now: int, graces: Graces) -> None:
         self._store = store
         self._ours = ours
         self._now = now
+        self._graces = graces
         self._new: list[FoundRow] = []
         self._filled: list[FoundRow] = []
         self.fresh = 0
         """Certificates found here that nobody had seen before, but for those that only came along in a chain."""
         self.unreadable = 0
+        self.brought: dict[bytes, Look] = {}
+        """Where each certificate is that nobody had seen before, those of chains too."""
+        self.learnt: set[bytes] = set()
+        """Certificates that were known by their fingerprint, and of which the bytes came now."""
 
     async def look_up(self, looks: Sequence[Look], besides: Iterable[bytes] = ()) -> dict[bytes, Known]:
         """Return everything that these locations hold, and of ``besides`` what is known."""
@@ -72,8 +80,7 @@ class Newcomers:
                 if ders.get(sha256) is None:
                     ders[sha256] = data
                 first.setdefault(sha256, look)
-        known = await self._known([*ders, *(one for one in besides if one not in ders)])
-        without = self._without_bytes
+        known, without = await self._known([*ders, *(one for one in besides if one not in ders)])
         for sha256, data in ders.items():
             if sha256 in known and not (data is not None and sha256 in without):
                 continue
@@ -82,6 +89,10 @@ class Newcomers:
             row = told_row(sha256, look.told[sha256], at) if data is None else found_row(data, at)
             known[sha256] = self._judge(row)
             (self._filled if sha256 in without else self._new).append(row)
+            if sha256 not in without:
+                self.brought[sha256] = look
+            if sha256 in without:
+                self.learnt.add(sha256)
         themselves = {sha256 for look in looks for sha256, role in look.sightings if role != CHAIN}
         self.fresh += sum(row.sha256 in themselves for row in self._new)
         return known
@@ -89,7 +100,8 @@ class Newcomers:
     async def record_unissued(self, scan_id: str | None) -> None:
         """Record what our authorities signed and never issued here, each with its log entry; durable on return."""
         for row in [one for one in (*self._new, *self._filled) if self._is_unissued(one.values, one.sha256)]:
-            await self._record_unissued(row, scan_id)
+            if not self._may_be_forgotten(row.values):
+                await self._record_unissued(row, scan_id)
 
     def changes(self) -> list[Change]:
         """Return the changes that make the rows of what is new."""
@@ -97,9 +109,10 @@ class Newcomers:
 
     # --- what is known --------------------------------------------------------------------------------------------------------------------
 
-    async def _known(self, wanted: Sequence[bytes]) -> dict[bytes, Known]:
+    async def _known(self, wanted: Sequence[bytes]) -> tuple[dict[bytes, Known], set[bytes]]:
+        """Return what has a row, and the fingerprints of those whose bytes nobody has seen yet: they were only told of."""
         known: dict[bytes, Known] = {}
-        self._without_bytes: set[bytes] = set()
+        without: set[bytes] = set()
         for some in in_chunks(wanted, _AT_ONCE):
             for row in await self._store.rows(_issued(some)):
                 known[bytes(row.sha256)] = Known(
@@ -116,10 +129,11 @@ class Newcomers:
             for row in await self._store.rows(_found(others)):
                 sha256 = bytes(row.sha256)
                 rogue = row.authority_id is not None and sha256 not in self._ours.certificates
-                known[sha256] = Known("found", row.name or "", row.not_after, bool(row.is_ca), rogue)
+                is_ours = sha256 in self._ours.certificates
+                known[sha256] = Known("found", row.name or "", row.not_after, bool(row.is_ca), rogue, is_ours=is_ours)
                 if row.bare:
-                    self._without_bytes.add(sha256)
-        return known
+                    without.add(sha256)
+        return known, without
 
     # --- what is new ----------------------------------------------------------------------------------------------------------------------
 
@@ -131,23 +145,20 @@ class Newcomers:
         if authority is None and row.reading is not None:
             authority = self._ours.signer_of(row.reading, values["der"])
         values["authority_id"] = authority
-        return Known("found", row.identity, values["not_after"], row.is_ca, self._is_unissued(values, row.sha256))
+        is_ours = row.sha256 in self._ours.certificates
+        return Known("found", row.identity, values["not_after"], row.is_ca, self._is_unissued(values, row.sha256), is_ours=is_ours)
 
     def _is_unissued(self, values: dict[str, Any], sha256: bytes) -> bool:
         return values["authority_id"] is not None and sha256 not in self._ours.certificates
 
+    def _may_be_forgotten(self, values: dict[str, Any]) -> bool:
+        """Tell whether it ended so long ago that it may have been issued here, and retention took it: the log must not say otherwise."""
+        horizon = self._graces.horizon
+        return bool(horizon and values["not_after"] and values["first_seen_at"] > values["not_after"] + horizon)
+
     async def _record_unissued(self, row: FoundRow, scan_id: str | None) -> None:
-        what: dict[str, Any] = {
-            "sha256": row.sha256.hex(),
-            "serial": row.values["serial"].hex().lstrip("0"),
-            "identity": "email" if row.identity.startswith("email:") else row.identity,
-            "authority": self._ours.names[row.values["authority_id"]],
-            "is_ca": row.is_ca,
-        }
-        entry = make_entry(
-            "certificate.unissued", at=self._now, who={"kind": "server"}, what=what, why={"scan": scan_id} if scan_id else None,
-            subjects=[f"certificate:{row.sha256.hex()}"],
-        )  # fmt: skip
+        authority = self._ours.names[row.values["authority_id"]]
+        entry = unissued_entry(row.sha256, row.values["serial"], row.identity, authority, row.is_ca, self._now, scan_id)
         is_new = row in self._new
         changes = _row_changes([row] if is_new else [], [] if is_new else [row], self._ours, self._now)
         for change in changes:
@@ -161,6 +172,19 @@ class Newcomers:
             if error.kind is not Kind.CONFLICT:
                 raise  # otherwise another process recorded it this very moment, with its entry
         (self._new if is_new else self._filled).remove(row)
+
+
+def unissued_entry(sha256: bytes, serial: bytes, identity: str, authority: str, is_ca: bool, now: int, scan_id: str | None = None) -> Entry:
+    """Return the log entry for a certificate that an authority of ours signed, and that was never issued here."""
+    what: dict[str, Any] = {
+        "sha256": sha256.hex(),
+        "serial": serial.hex().lstrip("0"),
+        "identity": "email" if identity.startswith("email:") else identity,
+        "authority": authority,
+        "is_ca": is_ca,
+    }
+    why = {"scan": scan_id} if scan_id else None
+    return make_entry("certificate.unissued", at=now, who={"kind": "server"}, what=what, why=why, subjects=[f"certificate:{sha256.hex()}"])
 
 
 def _issued(wanted: Sequence[bytes]) -> Any:
@@ -205,7 +229,9 @@ def _row_changes(new: Sequence[FoundRow], filled: Sequence[FoundRow], ours: OurA
         (statements.add_name, texts),
         (statements.name_identity, links),
         (statements.add_found, [_values(row) for row in new]),
+        (statements.unsum_told, [{"sha256": row.sha256} for row in filled]),
         (statements.fill_found, [_values(row) for row in filled]),
+        (statements.doubt, [{"sha256": row.sha256} for row in filled]),
         (statements.sum_found, newest),
     ]
     return [Change(statement, rows=values) for statement, values in todo if values]

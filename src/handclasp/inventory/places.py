@@ -126,6 +126,16 @@ class Places:
         rows = await self._store.rows(query.order_by(sighting.id.desc()).limit(limit + 1))
         return SightingPage([show_sighting(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None)
 
+    async def of_each(self, fingerprints: Sequence[bytes], limit: int) -> list[Sighting]:
+        """Return up to ``limit`` sightings of each of these certificates, newest first: one that is everywhere hides no other."""
+        if not fingerprints:
+            return []
+        sighting = tables.sighting.c
+        place = func.row_number().over(partition_by=sighting.sha256, order_by=sighting.id.desc()).label("place")
+        ranked = select(sighting.id, place).where(sighting.sha256.in_(fingerprints)).subquery()
+        query = _sightings().where(sighting.id.in_(select(ranked.c.id).where(ranked.c.place <= limit)))
+        return [show_sighting(row) for row in await self._store.rows(query.order_by(sighting.id.desc()))]
+
     async def of_certificates(self, fingerprints: Sequence[bytes], limit: int, *, now: bool = False) -> list[Sighting]:
         """Return sightings of these certificates, newest first; with ``now`` only where they are, served or stored."""
         if not fingerprints:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Table, and_, exists, false, func, literal, or_, select
 from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.visitors import replacement_traverse
 
 from handclasp.inventory.conditions import (
     Condition,
@@ -23,10 +24,13 @@ from handclasp.inventory.conditions import (
 )
 from handclasp.inventory.filters import Filters
 from handclasp.inventory.resolve import Meaning
+from handclasp.inventory.states import FOREIGN, OLD_SERVED, REVOKED_SERVED, SEEN, UNISSUED, UNSEEN
 from handclasp.inventory.walk import Plan
 from handclasp.store import tables
 
 _FOUND_STATES = ("valid", "expired")
+_ONLY_ISSUED, _ONLY_FOUND = (SEEN, UNSEEN, OLD_SERVED, REVOKED_SERVED), (FOREIGN, UNISSUED)
+"""What only those can be that were issued here, and what only others: see :func:`handclasp.inventory.states.judge`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,26 @@ class Planner:
     sqlite: bool
     many: int = 0
     """How many certificates the listed identities have, as far as that is counted."""
+    population: int = 0
+    """How many identities there are, about."""
 
     def plans(self) -> list[Plan]:
         """Return the plans whose results together are what fits."""
         if self.meaning.nothing:
             return []
-        return [*self._issued(), *self._found()]
+        plans, f, meaning = [*self._issued(), *self._found()], self.filters, self.meaning
+        for number, plan in enumerate(plans):
+            plan.kind = (number, plan.origin, f.names, meaning.met, meaning.ids is None, f.state, f.standing, f.sort)
+            if plan.instead is not None:
+                plan.instead.kind = plan.kind
+        return plans
 
     # --- issued ---------------------------------------------------------------------------------------------------------------------------
 
     def _issued(self) -> list[Plan]:
         f, meaning, certificate = self.filters, self.meaning, tables.certificate
-        if f.origin == "found" or f.ca is True or f.triage is not None or (f.issuer is not None and not meaning.authorities):
+        impossible = f.origin == "found" or f.ca is True or f.triage is not None or f.standing in _ONLY_FOUND
+        if impossible or (f.issuer is not None and not meaning.authorities):
             return []
         c = certificate.c
         conditions = self._common(certificate)
@@ -83,7 +95,7 @@ class Planner:
     def _found(self) -> list[Plan]:
         f, meaning, found = self.filters, self.meaning, tables.found
         c = found.c
-        impossible = f.origin == "issued" or f.profile is not None
+        impossible = f.origin == "issued" or f.profile is not None or f.standing in _ONLY_ISSUED
         if impossible or (f.state is not None and f.state not in _FOUND_STATES):
             return []
         conditions = self._common(found)
@@ -153,11 +165,12 @@ class Planner:
             if not of_identity(f):  # with such a filter it has an identity
                 ways.append(and_(c.identity_id.is_(None), holds(func.lower(c.subject), f.q, self.sqlite)))
         if meaning.q_owners:
-            ways.append(identity_exists(c.identity_id, tables.identity.c.owner.in_(meaning.q_owners)))
+            ways.append(identity_exists(c.identity_id, tables.identity.c.owner.in_(meaning.q_owners), by_row=not self.sqlite))
         if "q" in meaning.met and meaning.ids is not None:
             ways.append(among(value(c.identity_id), meaning.ids, self.sqlite))
         else:
-            ways.append(name_exists(c.identity_id, holds(tables.name.c.text, f.q, self.sqlite)))
+            alone = self.sqlite or not ways  # joined, not asked row by row: that lets the rows of months be put in order first
+            ways.append(name_exists(c.identity_id, holds(tables.name.c.text, f.q, self.sqlite), by_row=not alone))
         return or_(*ways)
 
     def _driven(self, table: Table, origin: str, conditions: list[Condition], *, ids: bool) -> list[Plan]:
@@ -167,25 +180,39 @@ class Planner:
         listed, ends = meaning.ids if ids else None, self._ends(table)
         if exact is not None:
             return [Plan(origin, table, table, [*conditions, *standing, *ends, exact, *self._only(table, listed)], few=True)]
+        if listed is not None and not listed:
+            return []
+        if listed is not None and len(listed) == 1:
+            few, fixed = self.many <= FEW_CERTIFICATES, [c.identity_id == listed[0], *ends]
+            return [Plan(origin, table, table, [*conditions, *standing], fixed, few)]
         if listed is not None:
-            if self.many <= self._sortable() or len(listed) == 1:
-                column: ColumnElement[Any] = c.identity_id
-                wanted = column == listed[0] if len(listed) == 1 else among(column, listed, self.sqlite)
-                plan = Plan(origin, table, table, [*conditions, *standing], [wanted, *ends])
-                plan.few = len(listed) > 1 or self.many <= self._sortable()
-                return [plan]
-            return [Plan(origin, table, table, [*self._only(table, listed), *conditions, *standing], [*self._rare(table), *ends])]
+            walk = Plan(origin, table, table, [*self._only(table, listed), *conditions, *standing], [*self._rare(table), *ends])
+            if self._walks(table, len(listed)):
+                return [walk]
+            wanted = among(c.identity_id, listed, self.sqlite)
+            return [Plan(origin, table, table, [*conditions, *standing], [wanted, *ends], few=True, instead=walk)]
         if f.standing is not None and not self._mostly(table):  # also unseen: who should have been seen by now has a row
             return [self._by_standing(table, origin, conditions)]
         if f.issuer is not None and table is tables.found and not meaning.authorities and len(meaning.issuers) == 1:
             return [Plan(origin, table, table, conditions, [c.issuer_id == meaning.issuers[0], *ends])]
         return [Plan(origin, table, table, [*conditions, *standing], [*self._rare(table), *ends])]
 
-    def _sortable(self) -> int:
-        """Return up to how many certificates of listed identities are sorted, as far as an index tells which of them are read."""
-        if self.filters.state == "revoked":
-            return FEW_CERTIFICATES // 10
-        return FEW_CERTIFICATES
+    def _walks(self, table: Table, listed: int) -> bool:
+        """Tell whether it is cheaper to walk until a page is full than to sort all certificates of so many identities."""
+        if self.many > FEW_CERTIFICATES:
+            return True
+        costs, ahead, revoked = _COSTS[self.sqlite], self._ahead(), bool(self._rare(table))
+        months = 1 if table is tables.found else costs.months_ahead if ahead else costs.months
+        sort = listed * months * costs.identity + self.many * (_AHEAD if ahead else 1.0) * costs.row
+        population = max(self.population, listed)
+        there = population * self.many / listed * (_AHEAD if ahead else _REVOKED if revoked else 1.0)
+        full = _PAGE * population / listed / (1.0 if revoked else _FITTING)
+        return min(there, full) * costs.walked < sort and sort > _CHEAP
+
+    def _ahead(self) -> bool:
+        """Tell whether only ends that lie ahead are looked at: of all certificates that are kept these are few."""
+        f = self.filters
+        return f.state in ("valid", "superseded") or (f.expires_after is not None and f.expires_after >= self.now)
 
     def _rare(self, table: Table) -> list[Condition]:
         """Return the condition of the index to walk, where there is one for what is rare."""
@@ -242,9 +269,41 @@ class Planner:
         if not self.sqlite:  # the end too: it says in which month to look
             same = and_(same, table.c.not_after == standing.c.not_after)
         joined = standing.join(table, same)
+        # What is asked of the identity can be told before the certificate is looked up: its standing has the same.
+        conditions = [_with(condition, table.c.identity_id, standing.c.identity_id) for condition in conditions]
         fixed = [standing.c.state == self.filters.standing, standing.c.origin == origin, *self._ends(standing)]
         return Plan(origin, standing, joined, conditions, fixed)
 
 
+def _with(condition: Condition, column: ColumnElement[Any], other: ColumnElement[Any]) -> Condition:
+    """Return the condition over another column."""
+    return replacement_traverse(condition, {}, lambda element, **_: other if element is column else None)
+
+
 FEW_CERTIFICATES = 50_000
-"""So many are sorted; of more, the index of ends is walked."""
+"""So many are sorted at most; of more, the index of ends is walked."""
+
+_AHEAD, _REVOKED = 0.15, 0.01
+"""What part of all certificates has not ended, or was revoked. Where these guesses are wrong, a list takes longer than it could."""
+_PAGE, _FITTING = 50, 0.1
+"""Items of a page, and what part of the certificates of listed identities is likely to meet the other filters."""
+_CHEAP = 5_000.0
+"""Microseconds for which nothing is weighed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Microseconds, and partitions of ``certificate`` that are looked into."""
+
+    identity: float
+    """To look one identity up in the index of one partition."""
+    row: float
+    """To read one of its certificates."""
+    walked: float
+    """To pass one certificate on a walk that is somebody else's."""
+    months_ahead: int = 1
+    months: int = 1
+
+
+_COSTS = {True: _Costs(1.0, 2.0, 0.5), False: _Costs(3.0, 2.0, 1.2, 6, 20)}
+"""By database, SQLite and PostgreSQL: measured, with everything in memory."""

@@ -16,8 +16,10 @@ from sqlalchemy import Row, case, func, select
 from handclasp.clock import Clock
 from handclasp.faults import declare, fault
 from handclasp.inventory import statements, tallies
-from handclasp.inventory.rows import LISTED, USE_ROLES
-from handclasp.inventory.states import GONE, Facts, Graces, Judgement, judge
+from handclasp.inventory.rows import LISTED, SERVED, USE_ROLES
+from handclasp.inventory.states import EXPIRED_SERVED, GONE, Facts, Graces, Judgement, judge
+from handclasp.pki import chains
+from handclasp.pki import der as asn1
 from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
@@ -27,6 +29,7 @@ declare("reconcile.read", "reconcile.written")
 
 AT_ONCE = 400
 """Certificates judged in one write."""
+MINUTE = 60_000
 DAY = 86_400_000
 RECOUNTED = "inventory.recounted"
 """When counters were last counted again, in ``meta``."""
@@ -45,6 +48,8 @@ class _Seen:
 
 _Known = tuple[Facts, _Seen | None, int | None]
 """Facts, sightings, and the identity's number."""
+_OURS: _Known = (Facts("found", 0), None, None)
+"""Of an authority of ours: nothing is to be said of where it is."""
 
 
 class Reconciler:
@@ -54,6 +59,7 @@ class Reconciler:
         self._store = store
         self._clock = clock
         self.graces = graces or Graces()
+        self._looked_at = 0
 
     async def step(self, limit: int = 10_000) -> int:
         """Judge what is due, at most ``limit`` of them; return how many were. Durable on return. Raises ``unavailable``."""
@@ -63,12 +69,22 @@ class Reconciler:
             due = select(column.sha256).where(column.due_at <= self._clock()).order_by(column.due_at).limit(AT_ONCE)
             rows = await self._store.rows(due)
             if not rows:
+                done += await self._too_early()
                 break
             settled = await self.judge([bytes(row.sha256) for row in rows])
             done += len(rows)
             if not settled:
                 break  # others are at it
         return done
+
+    async def _too_early(self) -> int:
+        """Once a minute, judge again what is said to have ended and has not: the clock was ahead, and was put right."""
+        now, column = self._clock(), tables.standing.c
+        if 0 <= now - self._looked_at < MINUTE:
+            return 0
+        self._looked_at = now
+        early = select(column.sha256).where(column.state == EXPIRED_SERVED, column.not_after > now).limit(AT_ONCE)
+        return await self.judge([bytes(row.sha256) for row in await self._store.rows(early)])
 
     async def judge(self, certificates: Iterable[bytes]) -> int:
         """Judge these certificates (those of them that have a standing); return how many. Durable on return."""
@@ -104,7 +120,7 @@ class Reconciler:
         unsettle: list[dict[str, Any]] = []
         for row in standings:
             sha256 = bytes(row.sha256)
-            known, seen, identity_id = facts[sha256]
+            known, seen, identity_id = facts.get(sha256, _OURS)
             judgement = judge(known, now, self.graces)
             if judgement is None:
                 unsettle.append({"sha256": sha256, "version": row.version})
@@ -120,13 +136,20 @@ class Reconciler:
 
     async def _facts(self, standings: Sequence[Row[Any]], now: int) -> dict[bytes, _Known]:
         wanted = [bytes(row.sha256) for row in standings]
-        seen = await self._sightings(wanted)
         issued = {bytes(row.sha256): row for row in await self._store.rows(_issued(wanted))}
         found = {bytes(row.sha256): row for row in await self._store.rows(_found([one for one in wanted if one not in issued]))}
+        own = await self._authorities([sha256 for sha256, row in found.items() if row.is_ca and row.authority_id is not None])
+        # A foreign authority's certificate is kept and trusted in many places: in use it is where a server shows it as its own.
+        authorities = {sha256 for sha256, row in found.items() if row.is_ca and row.authority_id is None}
+        seen = await self._sightings([one for one in wanted if one not in authorities], (*ROLES, LISTED))
+        if authorities:
+            seen |= await self._sightings(sorted(authorities), (SERVED,))
         facts: dict[bytes, _Known] = {}
         vanished: dict[bytes, int] = {}
         for row in standings:
             sha256 = bytes(row.sha256)
+            if sha256 in own:  # it was seen before it was one of ours: now it stands for nothing
+                continue
             known = _facts_of(row, seen.get(sha256), issued.get(sha256), found.get(sha256))
             facts[sha256] = (known, seen.get(sha256), (issued.get(sha256) or found.get(sha256) or row).identity_id)
             last = seen.get(sha256)
@@ -137,7 +160,15 @@ class Reconciler:
             facts[sha256] = (replace(known, replaced=True), last, identity_id)
         return facts
 
-    async def _sightings(self, wanted: Sequence[bytes]) -> dict[bytes, _Seen]:
+    async def _authorities(self, wanted: Sequence[bytes]) -> set[bytes]:
+        """Return those that are certificates of our authorities."""
+        if not wanted:
+            return set()
+        rows = await self._store.rows(select(tables.authority.c.sha256, tables.authority.c.chain))
+        above = {chains.fingerprint(der) for row in rows for der in asn1.elements(bytes(row.chain))}
+        return {*above, *(bytes(row.sha256) for row in rows)}.intersection(wanted)
+
+    async def _sightings(self, wanted: Sequence[bytes], roles: Sequence[str]) -> dict[bytes, _Seen]:
         """Return, for each certificate that was seen or listed, in how many places it is, and until when it last was."""
         sighting, location = tables.sighting.c, tables.location.c
         is_open, in_use = sighting.ended_at.is_(None), sighting.role != LISTED
@@ -152,7 +183,7 @@ class Reconciler:
                 func.max(case((in_use, sighting.ended_at))).label("ended"),
             )
             .join_from(tables.sighting, tables.location, location.id == sighting.location_id)
-            .where(sighting.sha256.in_(wanted), sighting.role.in_((*ROLES, LISTED)))
+            .where(sighting.sha256.in_(wanted), sighting.role.in_(roles))
             .group_by(sighting.sha256)
         )
         rows = await self._store.rows(query)
@@ -191,7 +222,7 @@ def _issued(wanted: Sequence[bytes]) -> Any:
 
 def _found(wanted: Sequence[bytes]) -> Any:
     c = tables.found.c
-    return select(c.sha256, c.identity_id, c.not_after, c.authority_id, c.first_seen_at).where(c.sha256.in_(wanted))
+    return select(c.sha256, c.identity_id, c.not_after, c.authority_id, c.is_ca).where(c.sha256.in_(wanted))
 
 
 def _facts_of(row: Row[Any], seen: _Seen | None, issued: Row[Any] | None, found: Row[Any] | None) -> Facts:

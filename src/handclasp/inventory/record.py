@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import structs
 from sqlalchemy import Row, and_, delete, exists, or_, select
 
 from handclasp.authority.authorities import Authorities
@@ -25,6 +27,7 @@ from handclasp.inventory import statements
 from handclasp.inventory.differences import Differences, Open, Outcome
 from handclasp.inventory.issuers import OurAuthorities
 from handclasp.inventory.newcomers import Known, Newcomers
+from handclasp.inventory.quota import Bringer, Quotas
 from handclasp.inventory.reconcile import Reconciler
 from handclasp.inventory.rows import (
     LISTED,
@@ -43,6 +46,7 @@ from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
+from handclasp.wire.filescans import agent_of
 from handclasp.wire.observations import Covered, Observed, Recorded, Sightings
 
 declare("record.read", "record.touched", "record.newcomers", "record.written", "record.covered")
@@ -86,11 +90,27 @@ class _Chunk:
             yield piece
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Whose sightings are being recorded."""
+
+    source_id: int
+    scan_id: str | None
+    by_agents: bool
+
+    def bringer(self, key: str, host: str | None) -> Bringer:
+        """Return whose quota a location counts for."""
+        return Bringer(self.source_id, agent_of(key), host) if self.by_agents else Bringer(self.source_id)
+
+
 class Recorder:
     """Records what sources saw. Any number of calls at once."""
 
-    def __init__(self, store: Store, authorities: Authorities, clock: Clock, reconciler: Reconciler | None = None) -> None:
+    def __init__(
+        self, store: Store, authorities: Authorities, clock: Clock, reconciler: Reconciler | None = None, quotas: Quotas | None = None
+    ) -> None:
         self._store = store
+        self._quotas = quotas
         self._authorities = authorities
         self._clock = clock
         self._reconciler = reconciler or Reconciler(store, clock)
@@ -98,12 +118,15 @@ class Recorder:
         self._busy: set[tuple[int, str]] = set()
         self._free = asyncio.Condition()
 
-    async def record(self, source_id: int, sightings: Sightings, *, scan_id: str | None = None) -> Recorded:
+    async def record(self, source_id: int, sightings: Sightings, *, scan_id: str | None = None, by_agents: bool = False) -> Recorded:
         """Record what was seen in a source, and return what came of it. Durable on return; recording the same again changes nothing.
 
         Certificates that cannot be read are kept as they are, with the reason; a location that could not be read keeps what was seen there.
         An observation that is older than what is known of its location is left out. Writes are short however much there is. When it is
         stopped in between, what was recorded stays recorded, and all of it can be handed in again.
+
+        What is new beyond a quota is left out and counted as ``refused``; with ``by_agents`` each agent has a quota of its own, and is
+        known by the keys of its locations.
 
         Raises ``bad_request`` before anything is recorded for what no source may say (an unknown kind or role, a certificate with neither
         bytes nor fingerprint), ``unavailable`` when the database cannot be read or written.
@@ -111,10 +134,10 @@ class Recorder:
         for observed in sightings.observed:
             check_observed(observed)
         done = Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=0, gone=0)
-        for part in _parts(sightings.observed):
-            keys = [bounded(observed.key) for observed in part]
+        for keyed in _parts(sightings.observed):
+            part, keys = list(keyed.values()), list(keyed)
             async with self._alone({(source_id, key) for key in keys}):
-                await self._record(source_id, part, keys, done, scan_id)
+                await self._record(_Call(source_id, scan_id, by_agents), part, keys, done)
         for covered in sightings.covered:
             await self._cover(source_id, covered, done)
         return done
@@ -133,7 +156,11 @@ class Recorder:
             certificates = list({bytes(row.sha256) for row in seen})
             if seen:
                 is_use = sighting.c.role.in_(USE_ROLES)
-                counts = or_(is_use, and_(sighting.c.role == LISTED, standing.c.origin == "found"))
+                # An authority that our key signed, and that is none of ours, stands for something wherever it is.
+                rogue = exists().where(
+                    tables.found.c.sha256 == standing.c.sha256, tables.found.c.is_ca == 1, tables.found.c.authority_id > 0
+                )
+                counts = or_(is_use, and_(sighting.c.role == LISTED, standing.c.origin == "found"), rogue)
                 nowhere = ~exists().where(sighting.c.sha256 == standing.c.sha256, counts)
                 changes = [
                     Change(delete(sighting).where(sighting.c.id.in_([row.id for row in seen]))),
@@ -163,20 +190,22 @@ class Recorder:
             async with self._free:
                 self._free.notify_all()
 
-    async def _record(self, source_id: int, part: Sequence[Observed], keys: Sequence[str], done: Recorded, scan_id: str | None) -> None:
+    async def _record(self, call: _Call, part: Sequence[Observed], keys: Sequence[str], done: Recorded) -> None:
         for attempt in range(ATTEMPTS):
-            chunk = await self._compare(source_id, part, keys)
+            chunk = await self._compare(call.source_id, part, keys)
+            refused = await self._leave_out(chunk, call, done) if chunk.missing and self._quotas is not None else 0
             fault("record.read")
             try:
                 for piece in chunk.pieces():
-                    await self._apply(piece, done, scan_id)
+                    await self._apply(piece, done, call)
             except HandclaspError as error:
                 if error.kind is not Kind.CONFLICT or attempt == ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.01 * attempt)  # another process recorded one of these locations this very moment: look again
                 continue
-            done.locations += len(part) - len(chunk.failed)
+            done.locations += len(part) - len(chunk.failed) - refused
             done.failed += len(chunk.failed)
+            done.refused += refused
             done.certificates += sum(len(observed.certificates) for observed in part if observed.problem is None)
             return
 
@@ -194,7 +223,7 @@ class Recorder:
             if observed.problem is not None:
                 chunk.failed.append((observed, key, at))
                 continue
-            if row is not None and row.seen_at is not None and at < row.seen_at:
+            if row is not None and row.seen_at is not None and at < row.seen_at <= now + statements.SKEW:
                 continue
             content = digest(observed)
             if row is not None and row.gone_at is None and row.content is not None and bytes(row.content) == content:
@@ -203,27 +232,72 @@ class Recorder:
                 chunk.changed.append((look_of(observed, key, at, content), row))
         return chunk
 
-    async def _apply(self, chunk: _Chunk, done: Recorded, scan_id: str | None) -> None:
+    async def _leave_out(self, chunk: _Chunk, call: _Call, done: Recorded) -> int:
+        """Take out of a chunk the new locations that are beyond a quota; return how many these are."""
+        assert self._quotas is not None
+        new: dict[Bringer, list[str]] = {}
+        for row in chunk.missing:
+            new.setdefault(call.bringer(row["key"], row["host"]), []).append(row["key"])
+        refused: set[str] = set()
+        for bringer, keys in new.items():
+            granted = await self._quotas.places(bringer, len(keys))
+            if granted < len(keys):
+                refused.update(keys[granted:])
+                done.refusal = self._quotas.problem(bringer, "locations")
+        if refused:
+            chunk.missing = [row for row in chunk.missing if row["key"] not in refused]
+            chunk.failed = [one for one in chunk.failed if one[1] not in refused]
+            chunk.changed = [(look, row) for look, row in chunk.changed if row is not None or look.key not in refused]
+        return len(refused)
+
+    async def _over(self, brought: Collection[Look], call: _Call, done: Recorded) -> dict[Bringer, str]:
+        """Return who brings more new certificates than their quota lets them, with the reason. ``brought`` has one for each."""
+        over: dict[Bringer, str] = {}
+        for bringer, number in Counter(call.bringer(look.key, look.observed.host) for look in brought).items():
+            if self._quotas is not None and not await self._quotas.certificates(bringer, number):
+                done.refusal = over[bringer] = self._quotas.problem(bringer, "certificates")
+        return over
+
+    async def _look_up(self, chunk: _Chunk, call: _Call, done: Recorded) -> tuple[Newcomers, dict[bytes, Known], _Before]:
+        """Return what is known of everything in a chunk. What is beyond a quota leaves the chunk, as a location that was not read."""
+        before = await self._open_sightings([row.id for _, row in chunk.changed if row is not None])
+        over: dict[Bringer, str] = {}
+        while True:
+            newcomers = Newcomers(self._store, await self._our_authorities(), self._clock(), self._reconciler.graces)
+            besides = (sha256 for sightings in before.values() for sha256, _ in sightings)
+            known = await newcomers.look_up([look for look, _ in chunk.changed], besides)
+            if over or not newcomers.brought or not (over := await self._over(newcomers.brought.values(), call, done)):
+                return newcomers, known, before
+            whole, chunk.changed = chunk.changed, []
+            for look, row in whole:
+                problem = over.get(call.bringer(look.key, look.observed.host))
+                if problem is None or look.ders.keys().isdisjoint(newcomers.brought):
+                    chunk.changed.append((look, row))
+                else:
+                    chunk.failed.append((structs.replace(look.observed, problem=problem), look.key, look.at))
+            done.refused += len(whole) - len(chunk.changed)
+            done.locations -= len(whole) - len(chunk.changed)
+
+    async def _apply(self, chunk: _Chunk, done: Recorded, call: _Call) -> None:
         changes: list[Change] = []
+        future = self._clock() + statements.SKEW
+        if chunk.changed:
+            newcomers, known, before = await self._look_up(chunk, call, done)
         if chunk.missing:
             changes.append(Change(statements.add_location, rows=chunk.missing))
         if chunk.touched:
-            changes += self._touch(chunk.touched)
+            changes += self._touch(chunk.touched, future)
         if chunk.failed:
             rows = [
-                {"source_id": chunk.source_id, "key": key, "at": at, "problem": problem_text(observed.problem or "")}
+                {"source_id": chunk.source_id, "key": key, "at": at, "problem": problem_text(observed.problem or ""), "future": future}
                 for observed, key, at in chunk.failed
             ]
             changes.append(Change(statements.fail_location, rows=rows))
         outcome = Outcome()
         if chunk.changed:
-            newcomers = Newcomers(self._store, await self._our_authorities(), self._clock())
-            before = await self._open_sightings([row.id for _, row in chunk.changed if row is not None])
-            besides = (sha256 for sightings in before.values() for sha256, _ in sightings)
-            known = await newcomers.look_up([look for look, _ in chunk.changed], besides)
-            await newcomers.record_unissued(scan_id)
+            await newcomers.record_unissued(call.scan_id)
             fault("record.newcomers")
-            changes += [*newcomers.changes(), *self._see(chunk, known, before, outcome)]
+            changes += [*newcomers.changes(), *self._see(chunk, known, before, outcome, newcomers.learnt)]
             outcome.fresh += newcomers.fresh
             outcome.unreadable = newcomers.unreadable
         if changes:
@@ -238,12 +312,12 @@ class Recorder:
         done.gone += outcome.gone
         done.unreadable += outcome.unreadable
 
-    def _touch(self, rows: list[dict[str, Any]]) -> list[Change]:
+    def _touch(self, rows: list[dict[str, Any]], future: int) -> list[Change]:
         if self._store.is_sqlite:
-            return [Change(statements.touch_location, rows=rows), Change(statements.wake, rows=rows)]
+            return [Change(statements.touch_location.bindparams(future=future), rows=rows), Change(statements.wake, rows=rows)]
         columns = {f"{name}s": [row[name] for row in rows] for name in ("id", "content", "at")}
         wake = statements.wake_many.bindparams(ids=columns["ids"], at=max(columns["ats"]))
-        return [Change(statements.touch_locations.bindparams(**columns)), Change(wake)]
+        return [Change(statements.touch_locations.bindparams(**columns, future=future)), Change(wake)]
 
     async def _our_authorities(self) -> OurAuthorities:
         await self._authorities.refresh()
@@ -254,9 +328,9 @@ class Recorder:
 
     # --- what changed ---------------------------------------------------------------------------------------------------------------------
 
-    def _see(self, chunk: _Chunk, known: dict[bytes, Known], before: _Before, outcome: Outcome) -> list[Change]:
+    def _see(self, chunk: _Chunk, known: dict[bytes, Known], before: _Before, outcome: Outcome, learnt: Collection[bytes]) -> list[Change]:
         """Return the changes that bring locations and sightings to what was seen."""
-        differences = Differences(chunk.source_id, self._clock(), known, self._reconciler.graces, outcome)
+        differences = Differences(chunk.source_id, self._clock(), known, self._reconciler.graces, outcome, learnt)
         for look, row in chunk.changed:
             differences.add(look, row, before.get(row.id, {}) if row is not None else {})
         return [*self._locations(chunk), *differences.changes()]
@@ -276,12 +350,13 @@ class Recorder:
 
     def _locations(self, chunk: _Chunk) -> list[Change]:
         rows = [{**location_values(look), "key": look.key, "source_id": chunk.source_id} for look, _ in chunk.changed]
+        future = self._clock() + statements.SKEW
         if self._store.is_sqlite:  # one process, and in it nobody else has these locations now
-            return [Change(statements.read_location, rows=rows)]
+            return [Change(statements.read_location, rows=[{**row, "future": future} for row in rows])]
         for values, (_, row) in zip(rows, chunk.changed, strict=True):
             values["before"] = None if row is None else row.content
         columns = {name: [row[name] for row in rows] for name in statements.READ_LOCATIONS_TYPES}
-        statement = statements.read_locations.bindparams(**{f"{name}": value for name, value in columns.items()}, source_id=chunk.source_id)
+        statement = statements.read_locations.bindparams(**columns, source_id=chunk.source_id, future=future)
         return [Change(statement, expect=len(rows))]
 
     # --- what was not there ---------------------------------------------------------------------------------------------------------------
@@ -289,11 +364,13 @@ class Recorder:
     async def _cover(self, source_id: int, covered: Covered, done: Recorded) -> None:
         """End what is in a unit that was listed whole, and was neither read nor tried since that began."""
         location = tables.location.c
-        unit, began_at = bounded(covered.unit), min(covered.began_at, self._clock())
+        now = self._clock()
+        unit, began_at, future = bounded(covered.unit), min(covered.began_at, now), now + statements.SKEW
         absent = (
             select(location.id)
-            .where(location.source_id == source_id, location.unit == unit, location.gone_at.is_(None), location.tried_at < began_at)
-            .where(or_(location.seen_at.is_(None), location.seen_at < began_at))
+            .where(location.source_id == source_id, location.unit == unit, location.gone_at.is_(None))
+            .where(or_(location.tried_at < began_at, location.tried_at > future))
+            .where(or_(location.seen_at.is_(None), location.seen_at < began_at, location.seen_at > future))
             .limit(AT_ONCE)
         )
         while rows := await self._store.rows(absent):
@@ -301,7 +378,7 @@ class Recorder:
             sighting = tables.sighting.c
             was = select(sighting.sha256, sighting.role).where(sighting.location_id.in_(ids), sighting.ended_at.is_(None))
             open_here = await self._store.rows(was)
-            each = [{"id": one, "began_at": began_at} for one in ids]
+            each = [{"id": one, "began_at": began_at, "future": future} for one in ids]
             changes = [
                 Change(statements.end_sightings_of_absent, rows=each),
                 Change(statements.touch_standings_of_absent, rows=each),
@@ -313,14 +390,12 @@ class Recorder:
             await self._reconciler.judge({bytes(row.sha256) for row in open_here if row.role in STANDING_ROLES})
 
 
-def _parts(observed: Sequence[Observed]) -> list[list[Observed]]:
-    """Split what was seen into writes: not too much at once, and no location twice in one."""
-    parts: list[list[Observed]] = []
-    keys: set[str] = set()
+def _parts(observed: Sequence[Observed]) -> list[dict[str, Observed]]:
+    """Split what was seen, by the key as it is kept, into writes: not too much at once, and no location twice in one."""
+    parts: list[dict[str, Observed]] = []
     for one in observed:
-        if not parts or one.key in keys or len(parts[-1]) >= AT_ONCE:
-            parts.append([])
-            keys.clear()
-        parts[-1].append(one)
-        keys.add(one.key)
+        key = bounded(one.key)
+        if not parts or key in parts[-1] or len(parts[-1]) >= AT_ONCE:
+            parts.append({})
+        parts[-1][key] = one
     return parts

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
-from sqlalchemy import func, or_, select
+from sqlalchemy import Integer, Text, func, literal, or_, select, union_all
 from sqlalchemy.sql import ColumnElement, FromClause, Select
 
 from handclasp.errors import HandclaspError, Kind
-from handclasp.inventory.conditions import Condition, begins, holds, identity_exists, name_trigram, of_identity, value
-from handclasp.inventory.filters import ANY, NOBODY, Filters, NamePattern, fingerprint_range
+from handclasp.inventory.conditions import Condition, begins, holds, identity_exists, name_exists, name_trigram, of_identity, value
+from handclasp.inventory.digits import with_digits
+from handclasp.inventory.filters import ANY, NOBODY, Filters, NamePattern
 from handclasp.inventory.names import own_name
+from handclasp.inventory.sample import Sample
 from handclasp.store import tables
 from handclasp.store.database import Store
 
@@ -30,6 +31,12 @@ FEW = 8000
 
 PATIENCE = 0.04
 """Seconds that an index of names may take: trigrams that all names have in common can take long to tell a rare name from the others."""
+
+DRIVEN = 2.5
+"""Times as long an index of owners or of names' beginnings may take: what it leads to is read to the end."""
+
+DOUBT = 1.5
+"""Times as many as are listed may be guessed, and it is tried all the same."""
 
 BROAD_SECONDS, SLOW_SECONDS = 60.0, 2.0
 """How long it is remembered that a question had more answers than are listed, or took too long: it is not tried again for each page."""
@@ -44,9 +51,10 @@ _REMEMBERED = 1000
 """Such questions that are remembered."""
 _KEPT_LISTS = 16
 
-_DIGITS = re.compile(r"[0-9a-f]{8,64}")
-_DIRECT = 200
+_MANY_NAMES, _OWNERS = 200, 200
 _OWN = ("tier", "environment", "owner", "spiffe")
+_DRIVERS = ("owner", "spiffe")
+"""Filters over identities that have an index."""
 
 
 @dataclass(slots=True)
@@ -67,6 +75,10 @@ class Meaning:
     direct: list[bytes] = field(default_factory=list)
     """Certificates of whose fingerprint or serial number ``q`` is the beginning: then it means those."""
     source: int | None = None
+    last: int | None = None
+    """The highest number of an identity whose names were listed before anything else was read, where that was asked."""
+    population: int = 0
+    """How many identities there are, about; 0 where nobody had to know."""
     nothing: bool = False
     """Whether nothing can fit, because what a filter names is not there."""
 
@@ -91,6 +103,7 @@ class Resolver:
         self._broad: dict[Hashable, float] = {}
         self._texts: dict[Hashable, _Text] = {}
         self._beside: asyncio.Task[None] | None = None
+        self._sample = Sample(store)
 
     async def resolve(self, filters: Filters) -> Meaning:
         """Return what the filters mean now."""
@@ -105,11 +118,12 @@ class Resolver:
             meaning.issuers = await self._issuers(filters.issuer)
             meaning.nothing |= not meaning.issuers and not meaning.authorities
         if filters.q is not None:
-            meaning.direct = await self._direct(filters.q)
+            meaning.direct = await with_digits(self._store, filters.q)
             if not meaning.direct:
-                meaning.q_issuers, meaning.q_owners = await asyncio.gather(self._issuers(filters.q), self._owners(filters.q))
+                await self._about(filters.q, meaning)
         if not meaning.nothing:
             await self._identities(filters, meaning)
+        meaning.population = self._sample.population
         return meaning
 
     async def names_of_authorities(self) -> dict[int, tuple[str, str]]:
@@ -138,24 +152,32 @@ class Resolver:
         rows = await self._store.rows(select(issuer.id).where(holds(func.lower(issuer.name), text, self._sqlite)).limit(FEW))
         return [row.id for row in rows]
 
-    async def _owners(self, text: str) -> list[str]:
-        tally = tables.tally.c
-        query = select(tally.bucket).where(tally.kind == "owner", holds(func.lower(tally.bucket), text, self._sqlite)).limit(_DIRECT)
-        return [row.bucket for row in await self._store.rows(query)]
+    async def _about(self, q: str, meaning: Meaning) -> None:
+        """Read what else has the text, and up to which identity names are listed, in one query."""
+        issuer, tally, link = tables.issuer.c, tables.tally.c, tables.identity_name.c
+        issuers = select(issuer.id).where(holds(func.lower(issuer.name), q, self._sqlite)).limit(FEW).subquery()
+        owned = (tally.kind == "owner", holds(func.lower(tally.bucket), q, self._sqlite))
+        owners = select(tally.bucket).where(*owned).limit(_OWNERS).subquery()
+        nothing = literal(None, Text).label("text")
+        query = union_all(
+            select(issuers.c.id.label("number"), nothing, literal(0, Integer).label("what")),
+            select(literal(None, Integer).label("number"), owners.c.bucket.label("text"), literal(1, Integer).label("what")),
+            select(func.max(link.identity_id).label("number"), nothing, literal(2, Integer).label("what")),
+        ).subquery()
+        for row in await self._store.rows(select(query)):
+            if row.what == 0:
+                meaning.q_issuers.append(row.number)
+            elif row.what == 1:
+                meaning.q_owners.append(row.text)
+            else:
+                meaning.last = row.number or 0
 
-    async def _direct(self, q: str) -> list[bytes]:
-        digits = q.replace(":", "")
-        if _DIGITS.fullmatch(digits) is None:
-            return []
-        found: list[bytes] = []
-        for table in (tables.certificate, tables.found):
-            lowest, highest = fingerprint_range(digits)
-            column = table.c.sha256
-            ranges: list[Condition] = [column.between(lowest, highest)]
-            ranges += [table.c.serial.between(*ends) for ends in _serial_ranges(digits)]
-            for condition in ranges:
-                found += [row.sha256 for row in await self._store.rows(select(column).where(condition).limit(_DIRECT))]
-        return list(dict.fromkeys(found))
+    async def _last(self, meaning: Meaning) -> int:
+        """Return the highest number of an identity whose names are listed."""
+        if meaning.last is None:
+            row = await self._store.row(select(func.max(tables.identity_name.c.identity_id).label("last")))
+            meaning.last = row.last if row is not None and row.last is not None else 0
+        return meaning.last
 
     # --- identities -----------------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +202,8 @@ class Resolver:
         return select(tables.identity.c.id).where(or_(name == spiffe, begins(name, f"{spiffe}/", self._sqlite)))
 
     async def _list(self, filters: Filters, meaning: Meaning, which: str, query: Select[Any]) -> bool:
-        ids = await self._try((which, getattr(filters, which)), query)
+        guess = self._sample.guess(None, Filters(**{which: getattr(filters, which)})) if which in _DRIVERS else None
+        ids = await self._try((which, getattr(filters, which)), query) if guess is None or guess <= DOUBT * FEW else None
         if ids is None:
             return False
         meaning.ids = ids
@@ -189,7 +212,7 @@ class Resolver:
         return True
 
     async def _named(self, meaning: Meaning, which: str, pattern: NamePattern) -> bool:
-        ids = await self._of_names(pattern)
+        ids = await self._of_names(meaning, pattern)
         if ids is None:
             return False
         meaning.ids, meaning.met = ids, frozenset((which,))
@@ -203,7 +226,7 @@ class Resolver:
         """
         assert filters.q is not None
         own = {name: getattr(filters, name) for name in _OWN if getattr(filters, name) is not None}
-        ids = await self._of_names(NamePattern("part", filters.q), Filters(**own))
+        ids = await self._of_names(meaning, NamePattern("part", filters.q), Filters(**own))
         if ids is None:
             return False
         if meaning.q_owners:
@@ -215,7 +238,7 @@ class Resolver:
         meaning.ids, meaning.met = ids, frozenset(("q",))
         return True
 
-    async def _of_names(self, pattern: NamePattern, own: Filters = ANY) -> list[int] | None:
+    async def _of_names(self, meaning: Meaning, pattern: NamePattern, own: Filters = ANY) -> list[int] | None:
         """Return the identities with such a name that meet ``own``; None when they are not few, or cannot be told in time."""
         found = self._names(pattern)
         if found is None:
@@ -233,16 +256,53 @@ class Resolver:
             return list({*kept.ids, *await self._newcomers(pattern, kept.last)})
         if self._is_broad(question):
             return None
-        row = await self._store.row(select(func.max(link.identity_id).label("last")))
-        last = row.last if row is not None and row.last is not None else 0
-        ids = await self._try(question, query)
+        last = await self._last(meaning)
+        self._sample.refresh(last)
+        patience = PATIENCE
+        if pattern.kind == "part":
+            way = self._way(pattern.text, own)
+            if way == "beside":
+                self._ask_beside(question, query, last)
+            if way in ("walk", "beside"):
+                return None
+            if way != "names":
+                query, patience = self._of_driver(pattern, own, way), DRIVEN * PATIENCE
+        ids = await self._try(question, query, patience)
         if ids is None:
             if self._is_slow(question):
                 self._ask_beside(question, query, last)
             return None
-        if own == ANY and len(ids) > _DIRECT:  # for the pages of a moment; names come to it a moment after they are issued anyway
+        if own == ANY and len(ids) > _MANY_NAMES:  # for the pages of a moment; names come to it a moment after they are issued anyway
             self._keep(question, ids, last)
         return list({*ids, *await self._newcomers(pattern, last)})
+
+    def _way(self, text: str, own: Filters) -> str:
+        """Return how to list the identities that have a text: by ``names``, by a filter that fewer meet (its name), ``beside``, or not.
+
+        Not (``walk``) where they are too many; beside where they are not, but it takes looking through too many.
+        """
+        number, all_ = self._sample.guess(text, ANY), self._sample.guess(text, own)
+        if number is None or all_ is None:
+            return "names"
+        if all_ > DOUBT * FEW:
+            return "walk"
+        drivers = {name: self._sample.guess(None, Filters(**{name: getattr(own, name)})) or 0.0 for name in _DRIVERS if getattr(own, name)}
+        least = min(drivers, key=lambda name: drivers[name], default="")
+        if least and drivers[least] < number / 2:
+            return least if drivers[least] <= DOUBT * FEW else "beside"
+        return "names" if number <= DOUBT * FEW else "beside"
+
+    def _of_driver(self, pattern: NamePattern, own: Filters, driver: str) -> Select[Any]:
+        """Return the query of identities that have a text, which looks through those that meet the filter ``driver``."""
+        identity, name = tables.identity.c, tables.name.c
+        by_row = not self._sqlite
+        has = name_exists(identity.id, holds(name.text, pattern.text, self._sqlite), by_row=by_row)
+        if driver == "spiffe":
+            assert own.spiffe is not None
+            query = self._below(own.spiffe)
+        else:
+            query = select(identity.id).where(identity.owner.is_(None) if own.owner == NOBODY else identity.owner == own.owner)
+        return query.where(*of_identity(own, frozenset((driver,))), has)
 
     def _keep(self, question: Hashable, ids: list[int], last: int) -> None:
         _remember(self._texts, question, _Text(time.monotonic() + TEXT_SECONDS, ids, last), _KEPT_LISTS)
@@ -295,12 +355,12 @@ class Resolver:
     def _is_slow(self, question: Hashable) -> bool:
         return self._broad.get(question, 0.0) <= time.monotonic() + SLOW_SECONDS
 
-    async def _try(self, question: Hashable, query: Select[Any]) -> list[int] | None:
+    async def _try(self, question: Hashable, query: Select[Any], patience: float | None = None) -> list[int] | None:
         """Return the numbers that ``query`` lists; None when they are not few, or take too long, or did so a moment ago."""
         if self._is_broad(question):
             return None
         try:
-            rows: Sequence[Any] | None = await self._store.rows(query.limit(FEW + 1), within=PATIENCE)
+            rows: Sequence[Any] | None = await self._store.rows(query.limit(FEW + 1), within=PATIENCE if patience is None else patience)
             seconds = BROAD_SECONDS
         except HandclaspError as error:
             if error.kind is not Kind.TIMEOUT:
@@ -327,15 +387,3 @@ def _fits(name: str, pattern: NamePattern) -> bool:
 
 def _subject(der: bytes) -> str:
     return x509.load_der_x509_certificate(der).subject.rfc4514_string()
-
-
-def _serial_ranges(digits: str) -> list[tuple[bytes, bytes]]:
-    """Return the ranges of serials, as rows have them, that are written with these digits at their beginning.
-
-    A row's serial has whole bytes and a zero byte before a set top bit, and what is written has no leading zero.
-    """
-    digits = digits.lstrip("0")[:40]
-    if not digits:
-        return []
-    prefixes = ["0" + digits, digits if digits[0] < "8" else "00" + digits]
-    return [(bytes.fromhex(p + "0" * (len(p) % 2)), bytes.fromhex(p.ljust(44, "f"))) for p in prefixes]

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, and_, delete, exists, false, or_, select, tuple_
+from sqlalchemy import ColumnElement, FromClause, Row, and_, delete, exists, false, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql
 
 from handclasp.clock import Clock, rfc3339
 from handclasp.faults import declare, fault
+from handclasp.inventory import statements
 from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
@@ -75,6 +76,7 @@ class Retention:
         limit = now - self._keep
         await self._simple("confirmation", tables.confirmation.c.expires_at < limit)
         await self._simple("sighting", tables.sighting.c.ended_at < limit)
+        await self._unread(limit)
         if self._partitions is None:
             await self._walk(
                 "certificate", lambda c: certificate_goes(c, limit, now), [tables.certificate.c.not_after, *_key("certificate")], limit
@@ -113,6 +115,36 @@ class Retention:
             self._count(name, len(rows))
             if len(rows) < AT_ONCE:
                 return
+
+    # --- what nobody read for long ---
+
+    async def _unread(self, limit: int) -> None:
+        """Remove sightings, open ones, of what ended long ago, at places that nobody has read since: an agent's whose host is gone.
+
+        That is no word about the place. Where it is read again, everything that is there is recorded anew.
+        """
+        location, place = tables.location.c, 0
+        query = select(location.id).where(location.seen_at < limit).order_by(location.id).limit(LOOK)
+        while rows := await self._store.rows(query.where(location.id > place)):
+            for some in in_chunks([row.id for row in rows], AT_ONCE):
+                await self._forget_over(some, limit)
+            place = rows[-1].id
+            await asyncio.sleep(self._pause)
+
+    async def _forget_over(self, places: Sequence[int], limit: int) -> None:
+        sighting, location = tables.sighting, tables.location
+        here = and_(sighting.c.location_id.in_(places), sighting.c.ended_at.is_(None), _is_over(sighting, limit))
+        query = select(sighting.c.id, sighting.c.sha256, sighting.c.location_id).where(here)
+        while rows := await self._store.rows(query.limit(AT_ONCE)):
+            still = _exists(sighting, location.c.id == sighting.c.location_id, location.c.seen_at < limit)
+            theirs = location.c.id.in_({row.location_id for row in rows})
+            changes = [
+                Change(delete(sighting).where(sighting.c.id.in_([row.id for row in rows]), still)),
+                Change(update(location).where(theirs, location.c.seen_at < limit).values(content=None)),
+                Change(statements.doubt, rows=[{"sha256": sha256} for sha256 in {bytes(row.sha256) for row in rows}]),
+            ]
+            await self._commit(changes)
+            self._count("sighting", len(rows))
 
     # --- what has ---
 
@@ -219,9 +251,24 @@ def standing_goes(c: FromClause, limit: int) -> ColumnElement[bool]:
 
 
 def location_goes(c: FromClause, limit: int) -> ColumnElement[bool]:
-    """Return the condition under which a location goes: gone for long. What was seen there ended before, and went before."""
+    """Return the condition under which a location goes: gone for long, or nothing is there and nobody looked for as long.
+
+    What was seen there ended before, and went before."""
     sighting = tables.sighting
-    return and_(c.c.gone_at < limit, ~_exists(c, sighting.c.location_id == c.c.id, sighting.c.ended_at.is_(None)))
+    empty = ~_exists(c, sighting.c.location_id == c.c.id)
+    return or_(
+        and_(c.c.gone_at < limit, ~_exists(c, sighting.c.location_id == c.c.id, sighting.c.ended_at.is_(None))),
+        and_(c.c.tried_at < limit, or_(c.c.seen_at.is_(None), c.c.seen_at < limit), empty),
+    )
+
+
+def _is_over(sighting: Any, limit: int) -> ColumnElement[bool]:
+    """That what was seen is known to have ended before ``limit``."""
+    issued, found = tables.certificate, tables.found
+    return or_(
+        _exists(sighting, issued.c.sha256 == sighting.c.sha256, issued.c.not_after < limit),
+        _exists(sighting, found.c.sha256 == sighting.c.sha256, found.c.not_after < limit, found.c.not_after != 0),
+    )
 
 
 def _name_goes(c: FromClause) -> ColumnElement[bool]:

@@ -16,6 +16,7 @@ import msgspec
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import check_dns, check_email, check_ip, check_spiffe_id
 from handclasp.pki.reading import Reading, plain, read_certificate
+from handclasp.store.counters import LAST_TIME
 from handclasp.wire.observations import LOCATION_KINDS, Observed, Seen
 
 SERVED, STORED, LISTED, CHAIN, ANCHOR = "served", "stored", "listed", "chain", "anchor"
@@ -113,7 +114,7 @@ def told_row(sha256: bytes, seen: Seen, first_seen_at: int) -> FoundRow:
 
 
 def _moment(at: int | None) -> int:
-    return at if at is not None and abs(at) < 1 << 62 else 0
+    return at if at is not None and 0 < at <= LAST_TIME else 0
 
 
 def _canonical(identity: str) -> str:
@@ -167,13 +168,16 @@ def check_observed(observed: Observed) -> None:
 
 def digest(observed: Observed) -> bytes:
     """Return what is equal for equal content: SHA-256 over everything seen, and neither when nor that it once could not be read."""
-    certificates = observed.certificates
+    certificates: list[Any] = list(observed.certificates)
     what = (
         observed.kind, observed.unit, observed.shown, observed.host, certificates, observed.private_key, observed.details, observed.facts,
     )  # fmt: skip
     try:
+        if len(certificates) > 1:  # proxies and keystores tell what they hold in any order
+            certificates.sort(key=_EVERY.encode)
         return hashlib.sha256(_EVERY.encode(what)).digest()
     except UnicodeEncodeError:
+        certificates.sort(key=repr)
         return hashlib.sha256(repr(what).encode("utf-8", "backslashreplace")).digest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from handclasp.inventory.conditions import Key, Order, among
 from handclasp.inventory.filters import Filters
 from handclasp.inventory.plans import Planner
 from handclasp.inventory.resolve import Meaning, Resolver
-from handclasp.inventory.walk import find, merge
+from handclasp.inventory.walk import GUESSED, Pace, Walker, merge
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire import Certificate
@@ -23,8 +23,11 @@ from handclasp.wire import Certificate
 COUNTED = 4000
 """Identities whose certificates are counted at most: those of more are many."""
 
-WALK_SECONDS = 0.03
-"""How long a list walks along an index to fill its page, before it gives what it has."""
+ANSWER_SECONDS = {True: 0.035, False: 0.065}
+"""How long a list looks for what fills its page before it gives what it has: on SQLite, and on PostgreSQL, where more is looked through."""
+
+LEAST_PART = 0.4
+"""What part of that is left for the walk, however long it took to find out what the filters mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +41,28 @@ class CertificatePage:
 class Inventory:
     """Reads certificates. Nothing is written, any number of readers at once; raises ``unavailable`` when the database is away."""
 
-    def __init__(self, store: Store, clock: Clock, *, walk_seconds: float = WALK_SECONDS) -> None:
+    def __init__(self, store: Store, clock: Clock, *, seconds: float | None = None) -> None:
         self._store = store
         self._clock = clock
-        self._seconds = walk_seconds
+        self._seconds = ANSWER_SECONDS[store.is_sqlite] if seconds is None else seconds
         self._resolver = Resolver(store)
+        self._pace = Pace(GUESSED[store.is_sqlite])
 
     async def certificates(self, filters: Filters, limit: int, after: Key | None = None, *, der: bool = False) -> CertificatePage:
         """Return up to ``limit`` certificates that fit, after the place ``after``; with ``der`` each has its PEM."""
-        now = self._clock()
+        now, began = self._clock(), time.monotonic()
         meaning = await self._resolver.resolve(filters)
-        keys, following = await self._keys(filters, meaning, now, limit, after)
+        keys, following = await self._keys(filters, meaning, now, limit, after, began)
         subjects = await self._resolver.names_of_authorities()
         return CertificatePage(await shown.fetch(self._store, keys, now, subjects, der=der), following)
 
     async def _keys(
-        self, filters: Filters, meaning: Meaning, now: int, limit: int, after: Key | None
+        self, filters: Filters, meaning: Meaning, now: int, limit: int, after: Key | None, began: float
     ) -> tuple[list[tuple[Key, str]], Key | None]:
-        planner = Planner(filters, meaning, now, self._store.is_sqlite, await self._count(meaning))
+        planner = Planner(filters, meaning, now, self._store.is_sqlite, await self._count(meaning), meaning.population)
         order = Order(filters.sort != "expires")
-        parts = await asyncio.gather(*(find(self._store, plan, order, after, limit + 1, self._seconds) for plan in planner.plans()))
+        left = max(began + self._seconds - time.monotonic(), LEAST_PART * self._seconds)
+        parts = await Walker(self._store, order, after, limit + 1, left, self._pace).find(planner.plans())
         return merge(parts, order, limit)
 
     async def _count(self, meaning: Meaning) -> int:

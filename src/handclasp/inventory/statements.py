@@ -10,6 +10,20 @@ from sqlalchemy import text
 
 from handclasp.inventory.states import RECHECK_MAX
 
+SKEW = 600_000
+"""Milliseconds by which the clocks of two servers may differ. A time that is further ahead than this is none: the clock of whoever wrote it
+was wrong, and must not make all that is seen since look old."""
+
+
+def _not_after(column: str, at: str) -> str:
+    """Return that a time in a row is not after ``at``, or is none (``:future`` is now and :data:`SKEW`)."""
+    return f"({column} <= {at} OR {column} > :future)"
+
+
+def _before(column: str, at: str) -> str:
+    return f"({column} < {at} OR {column} > :future)"
+
+
 add_issuer = text("INSERT INTO issuer (name, key_id, authority_id) VALUES (:name, :key_id, :authority_id) ON CONFLICT DO NOTHING")
 
 add_identity = text("INSERT INTO identity (name, created_at) VALUES (:name, :at) ON CONFLICT DO NOTHING")
@@ -41,6 +55,14 @@ fill_found = text(
 )
 """Fills the row of a certificate of which only the fingerprint was known, when its bytes come."""
 
+unsum_told = text(
+    "UPDATE summary SET (newest, newest_not_before, newest_not_after, newest_origin) = (SELECT other.sha256, other.not_before,"
+    " other.not_after, 'found' FROM found other WHERE other.identity_id = summary.identity_id AND other.sha256 <> :sha256"
+    " AND other.not_after <> 0 ORDER BY other.not_before DESC LIMIT 1) WHERE newest = :sha256 AND newest_origin = 'found'"
+    " AND identity_id = (SELECT identity_id FROM found WHERE sha256 = :sha256 AND der IS NULL)"
+)
+"""Before that: whose a source said that it is has another newest one, or none. Its bytes say whose it is."""
+
 sum_found = text(
     "INSERT INTO summary (identity_id, newest, newest_not_before, newest_not_after, newest_origin)"
     " SELECT id, :sha256, :not_before, :not_after, 'found' FROM identity WHERE name = :identity"
@@ -68,7 +90,7 @@ add_location = text(
 _PLACE = ("kind", "unit", "shown", "host", "details", "facts", "content", "key_sha256", "anchors")
 read_location = text(
     f"UPDATE location SET {', '.join(f'{column} = :{column}' for column in _PLACE)}, seen_at = :at, tried_at = :at, problem = NULL,"  # noqa: S608
-    " gone_at = NULL WHERE source_id = :source_id AND key = :key AND (seen_at IS NULL OR seen_at <= :at)"
+    f" gone_at = NULL WHERE source_id = :source_id AND key = :key AND (seen_at IS NULL OR {_not_after('seen_at', ':at')})"
 )
 
 READ_LOCATIONS_TYPES = {
@@ -80,17 +102,19 @@ read_locations = text(
     " gone_at = NULL FROM unnest("
     + ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in READ_LOCATIONS_TYPES.items())
     + f") AS n({', '.join(READ_LOCATIONS_TYPES)}) WHERE location.source_id = CAST(:source_id AS integer) AND location.key = n.key"
-    " AND (location.seen_at IS NULL OR location.seen_at <= n.at) AND location.content IS NOT DISTINCT FROM n.before"
+    f" AND (location.seen_at IS NULL OR {_not_after('location.seen_at', 'n.at')})"
+    " AND location.content IS NOT DISTINCT FROM n.before"
 )
 """The same for many at once on PostgreSQL, only while each holds what it did when it was read (``before``): run with ``expect``."""
 
 touch_location = text(
-    "UPDATE location SET seen_at = :at, tried_at = :at, problem = NULL WHERE id = :id AND content = :content AND seen_at <= :at"
+    "UPDATE location SET seen_at = :at, tried_at = :at, problem = NULL WHERE id = :id AND content = :content"  # noqa: S608  (constants)
+    f" AND {_not_after('seen_at', ':at')}"
 )
 touch_locations = text(
     "UPDATE location SET seen_at = n.at, tried_at = n.at, problem = NULL"
     " FROM unnest(CAST(:ids AS integer[]), CAST(:contents AS bytea[]), CAST(:ats AS bigint[])) AS n(id, content, at)"
-    " WHERE location.id = n.id AND location.content = n.content AND location.seen_at <= n.at"
+    f" WHERE location.id = n.id AND location.content = n.content AND {_not_after('location.seen_at', 'n.at')}"
 )
 """Seen again as it was. Not where somebody saw something else there meanwhile."""
 
@@ -107,10 +131,11 @@ wake_many = text(
 """What stands as it did only because its place had not been read again: now it was, and is judged."""
 
 fail_location = text(
-    "UPDATE location SET tried_at = :at, problem = :problem WHERE source_id = :source_id AND key = :key AND tried_at <= :at"
+    "UPDATE location SET tried_at = :at, problem = :problem WHERE source_id = :source_id AND key = :key"  # noqa: S608  (constants)
+    f" AND {_not_after('tried_at', ':at')}"
 )
 
-_STILL_OLD = "tried_at < :began_at AND (seen_at IS NULL OR seen_at < :began_at) AND gone_at IS NULL"
+_STILL_OLD = f"{_before('tried_at', ':began_at')} AND (seen_at IS NULL OR {_before('seen_at', ':began_at')}) AND gone_at IS NULL"
 end_sightings_of_absent = text(
     "UPDATE sighting SET ended_at = :began_at, last_seen_at = (SELECT COALESCE(seen_at, sighting.last_seen_at) FROM location"  # noqa: S608
     f" WHERE id = :id) WHERE location_id = (SELECT id FROM location WHERE id = :id AND {_STILL_OLD}) AND ended_at IS NULL"

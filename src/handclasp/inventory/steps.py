@@ -9,7 +9,8 @@ from typing import Any
 from handclasp.clock import parse_rfc3339
 from handclasp.inventory import states
 from handclasp.wire import Identity
-from handclasp.wire.inventory import Evidence, MayIssue, NextStep, Standing
+from handclasp.wire.inventory import MayIssue, NextStep, Standing
+from handclasp.wire.ownership import Assignment
 
 ALARM, ATTENTION, FINE = "alarm", "attention", "fine"
 
@@ -53,7 +54,7 @@ STANDINGS: dict[str, Words] = {
     states.FOREIGN: Words(
         "of a foreign issuer",
         "It was seen, and no authority of ours signed it.",
-        "Claim it for its owner, replace it with one issued here, or dismiss it with a reason: handclasp cert triage SHA256.",
+        "Claim it for its owner, dismiss it with a reason (both: handclasp cert triage), or replace it with one issued here.",
         ATTENTION,
     ),
     states.GONE: Words(
@@ -88,7 +89,7 @@ class Subject:
     identity: Identity
     standing: Sequence[Any]
     """Rows with ``sha256``, ``state`` and ``open``, of certificates that do not stand as they should."""
-    evidence: Sequence[Evidence]
+    evidence: Sequence[Assignment]
     grants: Sequence[MayIssue]
     agents: Sequence[str]
     denied_by: str | None
@@ -114,7 +115,7 @@ def _standing_steps(subject: Subject) -> list[NextStep]:
                 kind=row.state,
                 level=words.level,
                 text=f"the certificate {sha256[:16]} is {words.title}{places}. {words.advice}",
-                command=f"handclasp cert show {sha256}",
+                command=f"handclasp cert triage {sha256} --claim" if row.state == states.FOREIGN else f"handclasp cert show {sha256}",
                 sha256=sha256,
             )
         )
@@ -167,7 +168,7 @@ def _renewal_steps(subject: Subject, now: int) -> list[NextStep]:
 def _owner_steps(subject: Subject, now: int) -> list[NextStep]:
     one = subject.identity
     if one.owner is None:
-        said = next((f": {e.owner} is a guess, by {e.rule}" for e in subject.evidence if e.owner and e.evidence != "denied"), "")
+        said = next((f"; {e.owner} is a guess ({e.rule})" for e in subject.evidence if e.owner and e.evidence != "denied"), "")
         command = f"handclasp identity assign {one.identity} --owner OWNER --reason REASON"
         return [NextStep(kind="unowned", level=ATTENTION, text=f"nobody owns it{said}", command=command)]
     steps = []
@@ -177,7 +178,7 @@ def _owner_steps(subject: Subject, now: int) -> list[NextStep]:
         command = f"handclasp identity assign {one.identity} --owner {one.owner} --reason REASON"
         steps.append(NextStep(kind="conflict", level=ATTENTION, text=text, command=command))
     for e in subject.evidence:
-        if e.due is not None and parse_rfc3339(e.due) <= now:
-            text = f"{e.owner} is to confirm again that it is theirs, since {e.due}"
-            steps.append(NextStep(kind="confirm", level=ATTENTION, text=text, command=f"handclasp owner ask {e.owner}"))
+        if e.confirm_by is not None and parse_rfc3339(e.confirm_by) <= now:
+            text = f"{e.owner or one.owner} is to confirm again that it is theirs, since {e.confirm_by}"
+            steps.append(NextStep(kind="confirm", level=ATTENTION, text=text, command=f"handclasp owner ask {e.owner or one.owner}"))
     return steps

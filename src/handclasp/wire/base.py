@@ -7,7 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct, field
 
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=NAME_PATTERN)]
+NAME_WORDS = "a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
 Duration = Annotated[str, Meta(min_length=2, max_length=32, examples=["90s", "1h", "24h"])]
 Pem = Annotated[str, Meta(max_length=65536)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

@@ -6,12 +6,15 @@ An agent says of itself what it found, and of nobody else: each key begins with 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
 from handclasp.wire.base import Request, Response
 from handclasp.wire.observations import Observed, Recorded, Text
+
+_AGENTS = re.compile(r"(?:file|agent):(spiffe://[^:]+):")
 
 
 def host_of(identity: str) -> str:
@@ -22,6 +25,12 @@ def host_of(identity: str) -> str:
 def key_of(identity: str, path: str) -> str:
     """Return the key of the location that a file on an agent's host is."""
     return f"file:{identity}:{path}"
+
+
+def agent_of(key: str) -> str:
+    """Return the identity of the agent that a location's key names as the one that sees it; empty for other keys."""
+    found = _AGENTS.match(key)
+    return found[1] if found is not None else ""
 
 
 def unit_of(identity: str, pattern: str) -> str:
@@ -83,6 +92,8 @@ class FileSightings(Request, kw_only=True):
     """It was the last word on this scan."""
     problem: Text | None = None
     """With ``done``: why not everything that was asked for was read."""
+    skipped: Text | None = None
+    """With ``done``: what was asked for and is never looked at. Nothing is missing for that."""
 
 
 class FileRecorded(Response, kw_only=True):

@@ -13,6 +13,7 @@ from msgspec import Meta, field
 
 from handclasp.wire.base import Request, Response
 from handclasp.wire.certificates import Certificate, Identity, Sighting
+from handclasp.wire.ownership import Assignment
 
 Words = Annotated[str, Meta(max_length=1000)]
 
@@ -91,30 +92,11 @@ class Standings(Response, kw_only=True):
 # --- reading: one identity ----------------------------------------------------------------------------------------------------------------
 
 
-class Evidence(Response, kw_only=True):
-    """One thing that says who owns an identity. The first of them is why it has the owner that it has."""
-
-    evidence: str
-    """``confirmed token workload namespace spiffe cloud catalogue host zone``, in the order in which they count; ``denied``."""
-    owner: str
-    tier: str | None
-    environment: str | None
-    rule: str
-    detail: str
-    confidence: int
-    """Percent."""
-    stands: str = ""
-    """``owner``: gives the owner; ``disputed``, ``contested``: so too, and something else says otherwise; ``guess``: too weak to."""
-    at: str
-    due: str | None = None
-    """When it is to be confirmed again."""
-
-
 class MayIssue(Response, kw_only=True):
     """A grant that lets somebody obtain certificates for an identity."""
 
     grant: str
-    """``policy:NAME`` or ``token:ID``."""
+    """``policy:NAME``, ``token:ID``, or ``server`` for the certificate of the server's own listeners."""
     who: str
     """Who may use it, in words."""
     profiles: list[str]
@@ -163,7 +145,8 @@ class IdentityDetail(Response, kw_only=True):
     identity: Identity
     names: list[str]
     """Every name that it has been seen or issued with."""
-    evidence: list[Evidence]
+    evidence: list[Assignment]
+    """Everything that says who owns it, the strongest first."""
     line: list[LineItem]
     """Its newest certificates, at most 20; ``/v1/identities/{identity}:lineage`` has all."""
     more: bool = False

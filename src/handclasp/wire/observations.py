@@ -103,3 +103,7 @@ class Recorded(Response, kw_only=True):
     """Sightings that ended."""
     unreadable: int = 0
     """Certificates among them that cannot be parsed; each is kept, with the reason."""
+    refused: int = 0
+    """Locations that were not recorded, or not what is in them: whoever saw them has a quota, and it is used up."""
+    refusal: str = ""
+    """Which quota that is."""

@@ -21,7 +21,7 @@ class TokenRequest(Request, kw_only=True):
     profiles: Annotated[list[Name], Meta(max_length=20)] = field(default_factory=list)
     max_ttl: Duration | None = None
     uses: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1
-    """How many certificates it may obtain; 0 is without limit until it expires."""
+    """How many certificates it may obtain; 0 is without limit until it expires, as one with ``scopes`` always is."""
     expires: Duration = "10m"
     cidr: PatternList = field(default_factory=list)
     csr_hash: Sha256 | None = None
