@@ -10,7 +10,8 @@ present() {
 
 missing=()
 for pair in nginx:nginx initdb:postgresql softhsm2-util:softhsm2 openssl:openssl curl:curl haproxy:haproxy \
-    apache2:apache2-bin redis-server:redis-server mariadbd:mariadb-server-core mariadb:mariadb-client-core chromium:chromium; do
+    apache2:apache2-bin redis-server:redis-server mariadbd:mariadb-server-core mariadb:mariadb-client-core chromium:chromium \
+    exim4:exim4-daemon-light dovecot:dovecot-imapd slapd:slapd; do
     present "${pair%%:*}" || missing+=("${pair##*:}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0

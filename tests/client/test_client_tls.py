@@ -269,7 +269,7 @@ def test_no_pattern_and_no_name_crashes_and_a_foreign_trust_domain_never_matches
 
 
 def test_the_api_source_renews_in_memory_and_survives_an_outage(tmp_path: Path) -> None:
-    with FakeServer(ttl=4, window=(0.3, 0.4)) as server:
+    with FakeServer(ttl=8, window=(0.15, 0.2)) as server:
         with (
             ApiClient(server.url, ca=server.ca_file(tmp_path), token=server.token()) as client,
             TLSContext.from_api(client, identity=WEB, dns=["localhost"]) as tls,
@@ -279,11 +279,11 @@ def test_the_api_source_renews_in_memory_and_survives_an_outage(tmp_path: Path) 
             with connected(outer, port) as connection:
                 first = ask(connection)
             server.away = True
-            eventually(lambda: tls.problem != "", 10)
+            eventually(lambda: tls.problem != "")
             with connected(outer, port) as connection:
                 assert ask(connection) == first
             server.away = False
-            eventually(lambda: len(server.records) >= 3, 10)
+            eventually(lambda: len(server.records) >= 3)
             with connected(outer, port) as connection:
                 assert ask(connection) != first
             assert tls.problem == ""
@@ -292,11 +292,11 @@ def test_the_api_source_renews_in_memory_and_survives_an_outage(tmp_path: Path) 
 
 
 def test_a_lost_answer_leads_to_a_new_certificate_by_the_token(tmp_path: Path) -> None:
-    with FakeServer(ttl=4, window=(0.3, 0.4)) as server:
+    with FakeServer(ttl=8, window=(0.15, 0.2)) as server:
         client = ApiClient(server.url, ca=server.ca_file(tmp_path), token=server.token(uses=5))
         source = ApiSource(client, identity=WEB)
         server.faults.append(Fault(":renew", 1, 0, after_work=True))
-        eventually(lambda: server.count("/v1/certificates", "POST") >= 4, 10)
+        eventually(lambda: server.count("/v1/certificates", "POST") >= 4)
         source.close()
         client.close()
         assert source.current().sha256 == server.newest(WEB)

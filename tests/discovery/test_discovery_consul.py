@@ -48,6 +48,11 @@ LEAF = service(WEB)
 ROOTS = pem(MAKER.root, OLD.root).decode()
 
 
+def bind(home: Path, server: FakeConsul) -> None:
+    """Let the token go to this server."""
+    (home / "token.hosts").write_text(server.url.removeprefix("http://"))
+
+
 def fill(server: FakeConsul) -> None:
     server.roots = [
         {"ID": "a", "Name": "Consul CA Root", "SerialNumber": 7, "RootCert": pem(MAKER.root).decode(), "Active": True,
@@ -60,6 +65,7 @@ def fill(server: FakeConsul) -> None:
 def test_the_server(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     with FakeConsul(token=TOKEN) as server:
+        bind(tmp_path, server)
         fill(server)
         settings = ConsulSettings(url=server.url, token_file="token", namespace="team", partition="p", datacenter="dc1", intentions=True)
         items = read(CONSUL, settings, tools(secrets=tmp_path))
@@ -119,6 +125,20 @@ def test_proxies() -> None:
         assert not any("denied" in path for path, _ in server.asked)
 
 
+def test_a_proxy_of_which_something_cannot_be_read_is_not_covered() -> None:
+    with FakeConsul() as server:
+        dump = config_dump("", ROOTS, secret=pem(LEAF).decode())
+        for section in dump["configs"]:
+            for secrets in (section.get(name) for name in ("static_secrets", "dynamic_active_secrets")):
+                if secrets:
+                    secrets.append({"name": 7})
+        server.proxies = {"gw": dump}
+        items = read(CONSUL, ConsulSettings(envoys=[f"gw={server.url}/proxy/gw/config_dump"]), tools(scope=Scope(loopback=True)))
+    assert "mesh:consul/gw#gateway" in observed(items)
+    assert len([one for one in items if isinstance(one, Failed)]) == 1
+    assert covered(items) == []
+
+
 def test_it_goes_on_after_the_proxy_that_was_read_last() -> None:
     with FakeConsul() as server:
         server.proxies = {name: config_dump(pem(LEAF).decode(), ROOTS) for name in "abc"}
@@ -133,6 +153,7 @@ def test_it_goes_on_after_the_proxy_that_was_read_last() -> None:
 def test_the_address_that_gives_keys_is_never_asked(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     with FakeConsul(token=TOKEN) as server:
+        bind(tmp_path, server)
         fill(server)
         server.proxies = {"web": config_dump(pem(LEAF).decode(), ROOTS)}
         settings = ConsulSettings(url=server.url, token_file="token", intentions=True, envoys=[f"web={server.url}/proxy/web/config_dump"])
@@ -162,10 +183,20 @@ def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None
         CONSUL.check(ConsulSettings(**settings), Scope())
 
 
-def test_a_token_file_that_holds_none(tmp_path: Path) -> None:
-    (tmp_path / "token").write_bytes(b"a\nb\xff")
-    with FakeConsul() as server, refused(Kind.BAD_SETTING, "holds no token"):
+@pytest.mark.parametrize("content", [b"a\nb\xff", b"", b"a\nb"])
+def test_a_token_file_that_holds_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with FakeConsul() as server:
+        bind(tmp_path, server)
+        with refused(Kind.BAD_SETTING, "holds no token"):
+            read(CONSUL, ConsulSettings(url=server.url, token_file="token"), tools(secrets=tmp_path))
+
+
+def test_a_token_goes_to_no_server_that_its_keeper_did_not_name(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    with FakeConsul() as server, refused(Kind.BAD_SETTING, "may not be sent to"):
         read(CONSUL, ConsulSettings(url=server.url, token_file="token"), tools(secrets=tmp_path))
+    assert not server.asked
 
 
 def test_it_is_a_kind() -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import insert, select, update
 from handclasp.discovery.files import FILES, FilesSettings
 from handclasp.discovery.filescans import AWAY, FileScans
 from handclasp.discovery.reported import AGAIN, ReportedTargets
+from handclasp.discovery.scans import problems_of
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.confirm import Confirmer
@@ -261,6 +262,11 @@ def test_an_agent_that_refuses_and_a_dry_run(migrated_url: str, tmp_path: Any) -
             await here.scans.take(WEB, FileSightings(scan="one", done=True, problem="discover: off"))
             one = await here.state("one")
             assert (one.state, one.failed, one.problem) == ("failed", 1, "web: discover: off")
+            await here.scan("skips")
+            await here.scans.take(WEB, FileSightings(scan="skips", done=True, skipped="/var/lib/x: it is the agent's own state"))
+            skips = await here.state("skips")
+            assert (skips.state, skips.failed, skips.problem) == ("done", 0, None)
+            assert await problems_of(here.house.store, "skips") == ["web: /var/lib/x: it is the agent's own state"]
             await here.scan("dry", dry=1)
             answer = await here.scans.take(WEB, FileSightings(scan="dry", observed=[seen(WEB, "/etc/a.pem")], done=True))
             assert (answer.recorded.locations, answer.recorded.certificates) == (1, 1)

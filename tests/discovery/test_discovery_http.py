@@ -58,7 +58,7 @@ async def dripping(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 async def ask(server: http.Http, pieces: bool) -> None:
     if not pieces:
-        await server.json("/")
+        await server.json("/", type_=Any)
         return
     async for _ in server.chunks("/"):
         pass

@@ -52,6 +52,20 @@ def test_a_bundle_is_a_location_for_each_certificate_and_its_keys_stay_here() ->
     assert [one.key for one in read(CHAIN)[0]] == [one.key for one in found]  # twice is the same as once
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"-----BEGIN CERTIFICATE-----",
+        b"-----BEGIN CERTIFICATE-----\n-----BEGIN EC PRIVATE KEY-----\n",
+        b"-----BEGIN A-----\n-----END B-----\n",
+    ],
+)
+def test_blocks_that_never_end_are_passed_over_in_one_pass(hostile: bytes) -> None:
+    """Each of them searched to the end of the file would be hours."""
+    found, done = read(hostile * (8_000_000 // len(hostile)) + CHAIN)
+    assert (len(found), done.problems) == (len(read(CHAIN)[0]), 0)
+
+
 def test_text_between_blocks_and_broken_blocks_do_no_harm() -> None:
     broken = b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n"
     found, done = read(b"Bag Attributes\n  x: y\n" + broken + CHAIN)
@@ -68,6 +82,15 @@ def test_tables_by_their_usual_names_and_by_given_ones() -> None:
     rows = [["Body of it", "Where"], [LEAF_PEM.replace("\n", "\\n"), "here"]]
     (one,), _ = read(table(*rows), "csv", pem="body of it", location="Where")
     assert (one.certificates[0].der, one.key) == (LEAF, "import:here")
+
+
+def test_two_certificates_in_one_place_are_both_kept() -> None:
+    other = AUTHORITY.credential(dns=["new.example"])[0].decode().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    rows = [["pem", "sha256", "location"], [LEAF_PEM, "", "dc-1"], [other, "", "dc-1"], [LEAF_PEM, "", "dc-1"], ["", "ab" * 32, "dc-1"]]
+    found, done = read(table(*rows), "csv")
+    assert found[0].key == "import:dc-1"
+    assert (len({one.key for one in found}), {one.shown for one in found}, done.certificates) == (3, {"dc-1"}, 3)
+    assert [one.key for one in read(table(*rows), "csv")[0]] == [one.key for one in found]
 
 
 def test_a_table_with_fingerprints_alone() -> None:

@@ -219,6 +219,24 @@ def test_proxies_through_the_api_server(api: KubeApi) -> None:
     assert {one.unit for one in again.covered} == {"c1/sidecars/prod"}
 
 
+def test_a_node_whose_proxy_is_not_up_is_not_empty(api: KubeApi) -> None:
+    pods(api)
+    api.put("pods", "ztunnel-1", "istio-system", labels={"app": "ztunnel"}, spec={"nodeName": "node-1"}, status={"phase": "Pending"})
+    api.put("pods", "ztunnel-old", "istio-system", labels={"app": "ztunnel"}, spec={"nodeName": "node-9"}, status={"phase": "Failed"})
+    found = read(ISTIO, api.access(**proxies(sidecars=[])), api.home)
+    assert [(one.what, one.problem) for one in found.failed] == [("ztunnel/node-1", "its pod is pending")]
+    assert found.covered == [], "what is on that node was merely not read"
+
+
+def test_another_scope_is_another_unit(api: KubeApi) -> None:
+    pods(api)
+    whole = read(ISTIO, api.access(**proxies(ztunnels=False, sidecars=["*"])), api.home)
+    less = read(ISTIO, api.access(**proxies(ztunnels=False, sidecars=["*"])), api.home, scope=Scope(deny=["prod"], loopback=True))
+    assert whole.keys
+    assert less.keys == []
+    assert not {one.unit for one in whole.covered} & {one.unit for one in less.covered}
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_reader_of_many_nodes_that_dies_is_gone_on_from_its_place(api: KubeApi, broken: bool) -> None:
     pods(api)

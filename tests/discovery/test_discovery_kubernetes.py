@@ -237,7 +237,7 @@ def test_what_was_signed_through_the_api(api: KubeApi) -> None:
         status={"certificateChain": new.decode(), "beginRefreshAt": "2026-01-01T00:00:00Z"},
     )
     found = whole(api)
-    one = found["k8s:c1/signed/kubernetes.io/kubelet-serving/system:node:n1"]
+    (one,) = [place for place in found.observed if place.key.startswith("k8s:c1/signed/kubernetes.io/kubelet-serving/system:node:n1")]
     assert [(seen.der, seen.role) for seen in one.certificates] == [(newest, "listed")]
     assert one.kind == "ca"
     pod = found["k8s:c1/prod/podcertificate/example.org/mesh/web/web-1"]
@@ -247,6 +247,16 @@ def test_what_was_signed_through_the_api(api: KubeApi) -> None:
     assert ages["c1/*/signingrequests"] > 366 * 86_400_000, "an object that went says nothing"
     assert ages["c1/*/podcertificaterequests"] > 91 * 86_400_000
     assert ages["c1/*/ingresses"] < 86_400_000
+
+
+def test_who_asks_for_many_certificates_is_told_of_each(api: KubeApi) -> None:
+    chains = [credential(f"{name}.example.org") for name in ("one", "other")]
+    for number, (chain, _, _) in enumerate(chains):
+        spec = {"signerName": "example.org/signer", "username": "admin", "request": "…"}
+        api.put("certificatesigningrequests", f"csr-{number}", spec=spec, status={"certificate": b64(chain)})
+    found = [one for one in whole(api).observed if "/signed/" in one.key]
+    assert {seen.der for one in found for seen in one.certificates} == {leaf for _, _, leaf in chains}
+    assert len({one.key for one in found}) == 2
 
 
 def test_who_uses_a_secret(api: KubeApi) -> None:

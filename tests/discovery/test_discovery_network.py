@@ -4,120 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import socket
 import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from handclasp.clock import system_clock
 from handclasp.discovery.network.kind import NETWORK, NetworkSettings
-from handclasp.discovery.source import Count, Covered, Failed, Observed, Part, Place, Reading, Scope
+from handclasp.discovery.source import Covered, Failed, Part, Place, Reading, Scope
 from handclasp.discovery.tools import Tools
 from handclasp.wire.observations import Seen
 from support.needs import needs
-from support.postgres import shared_cluster
+from support.network import answers, counted, der, here, listening, make, nginx, observed, only, read
 from support.programs import free_port, program
 from support.waiting import eventually
-
-
-def make(directory: Path, name: str, kind: str = "ecdsa", *, issuer: tuple[x509.Certificate, Any] | None = None) -> x509.Certificate:
-    """Write a certificate for a name with its key, ``NAME.pem`` and ``NAME.key``, and return it."""
-    key: Any = rsa.generate_private_key(65537, 2048) if kind == "rsa" else ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(issuer[1] if issuer else key, hashes.SHA256())
-    )
-    (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    (directory / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return certificate
-
-
-def der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)
-
-
-NGINX = """\
-daemon off; pid {home}/nginx.pid; error_log {home}/nginx.log notice; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  client_body_temp_path {home}/t1; proxy_temp_path {home}/t2; fastcgi_temp_path {home}/t3;
-  uwsgi_temp_path {home}/t4; scgi_temp_path {home}/t5;
-  {servers}
-}}
-"""
-
-
-@contextmanager
-def nginx(home: Path, servers: str) -> Iterator[None]:
-    binary = needs("nginx")
-    (home / "nginx.conf").write_text(NGINX.format(home=home, servers=servers))
-    with program([binary, "-p", home, "-c", home / "nginx.conf"], home / "nginx.out") as process:
-        eventually(lambda: (home / "nginx.pid").exists() or process.poll() is not None, what="nginx runs")
-        assert process.poll() is None, (home / "nginx.out").read_text()
-        yield
-
-
-def read(scope: Scope, known: set[str] | None = None, place: str = "", **settings: Any) -> list[Reading]:
-    """Return everything that a scan yields."""
-
-    async def ask(_unit: str) -> frozenset[str]:
-        return frozenset(known or ())
-
-    async def run() -> list[Reading]:
-        wanted = NetworkSettings(**{"rate": 5000.0, "host_rate": 5000.0, "timeout": "5s"} | settings)
-        NETWORK.check(wanted, scope)
-        tools = Tools(system_clock, system_clock(), scope, known=ask if known is not None else None)
-        return [
-            item
-            async for part in NETWORK.plan(wanted, scope, tools)
-            async for item in NETWORK.read(wanted, part, place, Tools(system_clock, tools.began_at, scope, known=tools.known))
-        ]
-
-    return asyncio.run(run())
-
-
-def observed(items: list[Reading]) -> list[Observed]:
-    return [item for item in items if isinstance(item, Observed)]
-
-
-def only(items: list[Reading]) -> Observed:
-    (one,) = observed(items)
-    return one
-
-
-def counted(items: list[Reading]) -> tuple[int, int, int]:
-    """Return total, read and failed as the engine adds them up."""
-    total = sum(item.total for item in items if isinstance(item, Count))
-    read_ = sum(item.read for item in items if isinstance(item, Count)) + sum(1 for one in observed(items) if one.problem is None)
-    failed = sum(1 for one in observed(items) if one.problem) + sum(1 for item in items if isinstance(item, Failed))
-    return total, read_, failed
-
-
-def here(port: int, address: str = "127.0.0.1") -> tuple[Scope, dict[str, Any]]:
-    return Scope(allow=[address]), {"ports": [str(port)]}
 
 
 def test_both_leaves_of_an_nginx_its_chains_and_its_wish_for_a_client_certificate(tmp_path: Path) -> None:
@@ -204,36 +111,6 @@ def test_a_host_by_its_name_is_asked_for_its_name_at_its_address(tmp_path: Path)
     assert [bytes(each.der or b"") for each in one.certificates] == [der(leaf)]
 
 
-def test_postgresql_behind_its_starttls(tmp_path: Path) -> None:
-    needs("postgresql")
-    cluster = shared_cluster()
-    scope = Scope(allow=["127.0.0.1"])
-    with postgres_front(tmp_path, b"S") as (port, leaf):
-        one = only(read(scope, ports=[f"{port}/postgresql"]))
-        assert [bytes(each.der or b"") for each in one.certificates] == [leaf]
-        assert one.details["protocol"] == "postgresql"
-    real = int(cluster.url().rsplit(":", 1)[1].split("/")[0]) if ":" in cluster.url().split("@")[-1] else None
-    if real is not None:  # the cluster of the tests has no TLS, and says so
-        problem = only(read(scope, ports=[f"{real}/postgresql"])).problem
-        assert problem == "it does not offer TLS (ssl is off)"
-
-
-@contextmanager
-def postgres_front(home: Path, answer: bytes) -> Iterator[tuple[int, bytes]]:
-    leaf = make(home, "db")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(home / "db.pem", home / "db.key")
-
-    def handle(connection: socket.socket) -> None:
-        assert connection.recv(8) == bytes.fromhex("0000000804d2162f")
-        connection.sendall(answer)
-        with context.wrap_socket(connection, server_side=True) as tls:
-            tls.recv(1)
-
-    with listening(handle) as port:
-        yield port, der(leaf)
-
-
 def test_an_openssl_server_that_wants_a_client_certificate(tmp_path: Path) -> None:
     binary = needs("openssl")
     leaf, port = make(tmp_path, "site", "rsa"), free_port()
@@ -247,10 +124,28 @@ def test_an_openssl_server_that_wants_a_client_certificate(tmp_path: Path) -> No
     assert one.details["acceptable_authorities"] == ["CN=site"]
 
 
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
+def test_a_haproxy_on_ipv6_alone_with_two_kinds_of_certificates_for_each_name(tmp_path: Path) -> None:
+    binary, port = needs("haproxy"), free_port()
+    leaves = {}
+    for name in ("a.example", "b.example"):
+        for kind in ("rsa", "ecdsa"):
+            leaves[name, kind] = make(tmp_path, f"{name}.{kind}", kind)
+            pem = (tmp_path / f"{name}.{kind}.pem").read_bytes() + (tmp_path / f"{name}.{kind}.key").read_bytes()
+            (tmp_path / f"{kind}-{name}").write_bytes(pem)
+    listed = "".join(f"{tmp_path}/{kind}-{name} {name}\n" for name, kind in leaves)
+    (tmp_path / "list").write_text(listed)
+    (tmp_path / "haproxy.cfg").write_text(
+        "defaults\n  mode http\n  timeout client 20s\n  timeout server 20s\n  timeout connect 5s\n"
+        f"frontend web\n  bind [::1]:{port} ssl crt-list {tmp_path}/list strict-sni ssl-min-ver TLSv1.2\n  http-request return status 200\n"
+    )
+    with program([binary, "-db", "-f", tmp_path / "haproxy.cfg"], tmp_path / "out"):
+        eventually(lambda: answers(port, "::1"))
+        items = read(Scope(allow=["::1", "127.0.0.1"]), set(), ports=[str(port)], sni=["a.example", "b.example", "c.example"])
+    assert {one.key: {bytes(each.der or b"") for each in one.certificates} for one in observed(items)} == {
+        f"tls:[::1]:{port}/{name}": {der(leaves[name, kind]) for kind in ("rsa", "ecdsa")} for name in ("a.example", "b.example")
+    }
+    assert counted(items)[2] == 0
+    assert sorted(item.unit for item in items if isinstance(item, Covered)) == ["127.0.0.1/32", "::1/128"]
 
 
 # --- absence, silence, and what is never read --------------------------------------------------------------------------------------------
@@ -329,41 +224,15 @@ def test_a_part_goes_on_where_it_was() -> None:
         return [item async for item in NETWORK.read(settings, Part({"network": "127.0.0.0/28"}), place, tools)]
 
     whole = asyncio.run(run(""))
-    assert [item.text for item in whole if isinstance(item, Place)] == ["4", "8", "12", "16"]
+    assert [item.text for item in whole if isinstance(item, Place)] == [str(number) for number in range(1, 17)]
     assert counted(whole)[:2] == (16, 16)
     rest = asyncio.run(run("12"))
-    assert [item.text for item in rest if isinstance(item, Place)] == ["16"]
+    assert [item.text for item in rest if isinstance(item, Place)] == ["13", "14", "15", "16"]
     assert counted(rest)[:2] == (0, 4)
     assert not [item for item in rest if isinstance(item, Covered)]  # what came before the place may not have answered
 
 
 # --- hostile servers ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def listening(handle: Callable[[socket.socket], object], address: str = "127.0.0.1") -> Iterator[int]:
-    """A server that does with each connection what it is told, in threads."""
-    with socket.create_server((address, 0)) as server, ThreadPoolExecutor(8) as pool:
-        ended = threading.Event()
-
-        def one(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(10)
-                handle(connection)
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while not ended.is_set():
-                    pool.submit(one, server.accept()[0])
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            ended.set()
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def drip(connection: socket.socket) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -171,17 +172,62 @@ def test_no_port_does_more_than_be_refused(text: str) -> None:
 
 def test_networks_are_cut_into_parts_without_what_is_denied() -> None:
     denied = [ipaddress.ip_network("10.0.1.0/24"), ipaddress.ip_network("10.0.2.0/25")]
-    assert [str(one) for one in parts_of(ipaddress.ip_network("10.0.0.0/22"), denied)] == ["10.0.0.0/24", "10.0.2.0/24", "10.0.3.0/24"]
-    assert [str(one) for one in parts_of(ipaddress.ip_network("2001:db8::/119"), denied)] == ["2001:db8::/120", "2001:db8::100/120"]
+    found = [(str(one), addresses) for one, addresses in parts_of(ipaddress.ip_network("10.0.0.0/22"), denied)]
+    assert found == [("10.0.0.0/24", 256), ("10.0.2.0/24", 128), ("10.0.3.0/24", 256)]
+    found = [(str(one), addresses) for one, addresses in parts_of(ipaddress.ip_network("2001:db8::/119"), denied)]
+    assert found == [("2001:db8::/120", 256), ("2001:db8::100/120", 256)]
 
 
-def test_turns_come_evenly_and_what_was_not_used_is_not_saved_up() -> None:
-    now = [100.0]
-    pace = Pace(10, lambda: now[0])
-    assert [round(pace.reserve(), 3) for _ in range(3)] == [0.0, 0.1, 0.2]
-    now[0] += 60
-    assert [round(pace.reserve(), 3) for _ in range(2)] == [0.0, 0.1]
-    asyncio.run(Pace(0, lambda: now[0]).turn())
+class Time:
+    """A clock that only sleeping moves, and how long a process may stand still on top of that."""
+
+    def __init__(self) -> None:
+        self.now, self.stalls = 100.0, iter(())
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds + next(self.stalls, 0.0)
+
+
+def test_turns_come_evenly_and_what_was_not_used_is_not_saved_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time()
+    monkeypatch.setattr("handclasp.discovery.network.pace.asyncio.sleep", time.sleep)
+
+    async def run() -> list[float]:
+        pace, came = Pace(10, time), []
+        for _ in range(3):
+            await pace.turn()
+            came.append(time.now)
+        time.now += 60
+        for _ in range(3):
+            await pace.turn()
+            came.append(time.now)
+        await Pace(0, time).turn()
+        return [round(one - 100, 3) for one in came]
+
+    assert asyncio.run(run()) == [0.0, 0.09, 0.19, 60.19, 60.28, 60.38]  # within a hundredth of a second of ten a second
+
+
+def test_who_waited_while_the_process_stood_still_does_not_go_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time()
+    time.stalls = iter([30.0])
+    monkeypatch.setattr("handclasp.discovery.network.pace.asyncio.sleep", time.sleep)
+
+    async def run() -> list[float]:
+        pace, came = Pace(50, time), list[float]()
+
+        async def one() -> None:
+            await pace.turn()
+            came.append(time.now)
+
+        await asyncio.gather(*(one() for _ in range(20)))
+        return came
+
+    came = asyncio.run(run())
+    assert all(later - earlier >= 0.01 - 1e-9 for earlier, later in pairwise(came))
+    assert came[-1] - came[0] >= 30 + 18 * 0.02 - 0.02
 
 
 @pytest.mark.parametrize("name", list(KINDS))

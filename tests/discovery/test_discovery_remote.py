@@ -69,6 +69,24 @@ def test_a_lease_is_taken_and_an_empty_server_is_not_asked_all_the_time() -> Non
     ] * 2
 
 
+@pytest.mark.parametrize(("kind", "for_good"), [(Kind.NOT_ALLOWED, True), (Kind.NOT_FOUND, True), (Kind.UNAVAILABLE, False)])
+def test_what_the_server_gives_nothing_for_is_known_and_not_asked_all_the_time(kind: Kind, for_good: bool) -> None:
+    server = FakeServer(HandclaspError(kind, "no"), PartLease())
+
+    async def act(desk: RemoteDesk) -> None:
+        with pytest.raises(HandclaspError):
+            await desk.take()
+        assert desk.refused is not None
+        assert (desk.refused.kind, desk.is_refused) == (kind, for_good)
+        assert await desk.take() is None
+        assert len(server.asked) == 1
+        desk._nothing_at = float("-inf")
+        assert await desk.take() is None
+        assert (desk.refused, desk.is_refused) == (None, False)
+
+    run(server, act)
+
+
 def test_large_reports_are_sent_in_portions_and_the_place_with_the_last() -> None:
     server = FakeServer(HELD)
     sightings = Sightings(observed=[observed(n, 100_000) for n in range(20)], covered=[Covered(unit="u", began_at=1)])

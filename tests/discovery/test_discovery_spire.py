@@ -136,6 +136,7 @@ def test_scope_and_what_is_no_identity(home: Path) -> None:
     assert {key for key in observed(items) if "/entry/" in key} == {f"spire:example.org/entry/e{number}" for number in (0, 2, 3, 4)}
     assert not any("/agent/" in key for key in observed(items))
     assert covered(items) == ["spire:example.org/bundles"]
+    assert {one.unit for key, one in observed(items).items() if "/entry/" in key} != {"spire:example.org/entries"}, "it leaves some out"
     assert [one.what for one in items if isinstance(one, Failed)] == ["agents spiffe://example.org/spire/agent/late", "entries bad"]
 
 

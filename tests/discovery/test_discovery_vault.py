@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from handclasp.discovery import vault
 from handclasp.discovery.source import Count, Failed, Scope
-from handclasp.discovery.vault import VAULT, VaultSettings
+from handclasp.discovery.vault import VAULT, VaultSettings, _after, _strings
 from handclasp.errors import HandclaspError, Kind
 from support.certfiles import Maker, der, pem
 from support.sources import covered, last_place, observed, read, tools
@@ -102,3 +103,36 @@ def test_settings() -> None:
 def test_an_empty_mount() -> None:
     with FakeVault() as server:
         assert not observed(read(VAULT, VaultSettings(url=server.url), tools()))
+
+
+def test_a_list_of_many_is_the_same_list() -> None:
+    keys = [f"{number:040x}" for number in range(60_000)]
+    raw = msgspec.json.encode(keys)
+    assert _strings(raw) == keys
+    assert _strings(b"[]") == []
+    shuffled = keys[::2] + keys[1::2]
+    assert _after(shuffled, "") == (keys, False)
+    assert _after(shuffled, keys[100]) == (keys[101:], True)
+    for broken in (b"{}", b"[1]", b'["a"', raw[:-1], raw[:-1] + b",]", b'["a" "b"]'):
+        with pytest.raises(HandclaspError) as caught:
+            _strings(broken)
+        assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_a_token_goes_to_the_vault_that_its_keeper_named_alone(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    settings = VaultSettings(url="https://vault.example.org.attacker.example:8200", token_file="token")
+    for allowed in (
+        None,
+        "",
+        "vault.example.org:8200",
+        "vault.example.org.attacker.example",
+        "# vault.example.org.attacker.example:8200",
+        "\xff",
+    ):
+        if allowed is not None:
+            (tmp_path / "token.hosts").write_text(allowed, encoding="latin-1")
+        with pytest.raises(HandclaspError, match="may not be sent to") as caught:
+            read(VAULT, settings, tools(secrets=tmp_path))
+        assert caught.value.kind is Kind.BAD_SETTING
+        assert TOKEN not in str(caught.value)

@@ -18,6 +18,7 @@ from handclasp.agent.loop import Agent
 from handclasp.agent.state import StateDirectory
 from handclasp.client.settings import ClientSettings
 from support.fake_server import DOMAIN, FakeServer
+from support.programs import Child
 
 WEB = f"spiffe://{DOMAIN}/prod/web"
 PROGRAM = "import sys; from handclasp.agent import run; run(sys.argv[1], sys.argv[2])"
@@ -56,7 +57,7 @@ def running(config: Path, hours: Hours | None = None) -> Iterator[Agent]:
 def start_process(config: Path, fault: str = "") -> subprocess.Popen[bytes]:
     """Run an agent as a process, with a fault point armed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HANDCLASP_FAULT": fault}
-    return subprocess.Popen(
+    return Child(
         [sys.executable, "-c", PROGRAM, str(config), str(config.parent / "state")],
         env=environment,
         stderr=subprocess.PIPE,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from handclasp.pki import ca, keys
+from handclasp.pki import ca, chains, keys
 from handclasp.pki.csr import Csr, parse_csr
 from handclasp.pki.names import Names
 from handclasp.pki.plan import Issuer, Plan, assemble, make_plan, new_serial
@@ -83,6 +84,18 @@ def make_authority(
 @cache
 def authority(key_type: str = "p256") -> MadeAuthority:
     return make_authority(key_type)
+
+
+def reissued(above: x509.Certificate, like: x509.Certificate, key: Any) -> bytes:
+    """Return ``like`` once more, but issued by ``above`` with its key."""
+    builder = x509.CertificateBuilder(
+        above.subject, like.subject, like.public_key(), 6, like.not_valid_before_utc, like.not_valid_after_utc
+    )  # fmt: skip
+    for one in like.extensions:
+        if not isinstance(one.value, x509.AuthorityKeyIdentifier):
+            builder = builder.add_extension(one.value, one.critical)
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier(chains.key_id(above), None, None), False)
+    return builder.sign(key, keys.signing_hash(key)).public_bytes(Encoding.DER)
 
 
 def make_csr(

@@ -36,6 +36,8 @@ HOUR = 3_600_000
 HERE = Source("rest", "10.20.0.7")
 MARKUP = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 """What a hostile certificate has in its names."""
+LONG = f"{'w' * 63}.{'x' * 63}.example.com"
+"""A name without a place to break."""
 
 WORKLOADS = {
     "prod/payments/api": "payments",
@@ -234,6 +236,7 @@ class _Builder:
             self.clock.now = now
         odd = [self.found("legacy.example.net", days=-3), self.found("partner.example.com", days=40, issuer="Partner Root")]
         if hostile:
+            odd.append(self.found(LONG, days=90, issuer="I" * 64))
             odd.append(self.found(MARKUP, days=12, issuer=MARKUP))
             self.world.hostile = hashlib.sha256(odd[-1]).hexdigest()
         places = [self.place(f"tls:10.20.0.{90 + n}:443/", f"10.20.0.{90 + n}:443", one) for n, one in enumerate(odd)]
@@ -296,7 +299,7 @@ class _Builder:
     async def record(self, source: str, observed: list[Observed], covered: list[str] | None = None) -> None:
         row = await self.services.discovery.sources.get(source)
         whole = [Covered(unit=unit, began_at=self.clock.now) for unit in covered or ()]
-        await self.services.recorder.record(row.id, Sightings(observed=observed, covered=whole))
+        await self.services.inventory.recorder.record(row.id, Sightings(observed=observed, covered=whole))
 
     def found(self, name: str, *, days: float, issuer: str = "Somebody Else") -> bytes:
         """A certificate that was not issued here."""
@@ -348,9 +351,9 @@ class _Builder:
 
     async def settle(self) -> None:
         """Let everything catch up that the leader does."""
-        while await self.services.follower.step():
+        while await self.services.inventory.follower.step():
             pass
-        await self.services.reconciler.step()
+        await self.services.inventory.reconciler.step()
 
     async def look_up(self) -> None:
         self.world.identity = f"spiffe://{DOMAIN}/prod/payments/api"

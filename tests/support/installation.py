@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from handclasp.authority.authorities import Authorities
 from handclasp.authority.crls import CrlPublisher, mark_dirty
@@ -145,6 +147,28 @@ async def installation(
         yield Installation(store, keystore, authorities, CrlPublisher(store, authorities, clock), clock)
     finally:
         await store.close()
+
+
+def in_installation(directory: Path, work: Callable[[Installation], Awaitable[None]], url: str = "", **options: Any) -> None:
+    """Do something in an installation; ``options`` as of :func:`installation`."""
+
+    async def main() -> None:
+        async with installation(directory, url, **options) as here:
+            await work(here)
+
+    asyncio.run(main())
+
+
+async def make_standard(here: Installation, **options: Any) -> None:
+    """Make a root and an issuing authority; ``options`` as of ``create_issuing``."""
+    await here.authorities.create_root("root", "example.org", by=BY, base_url=BASE)
+    await here.authorities.create_issuing("issuing-1", "root", by=BY, base_url=BASE, **options)
+
+
+async def log_types(here: Installation) -> list[str]:
+    """Return the types of the log's entries, in their order."""
+    rows = await here.store.rows(select(tables.log_entry).order_by(tables.log_entry.c.index))
+    return [json.loads(row.entry)["type"] for row in rows]
 
 
 def openssl_verify(

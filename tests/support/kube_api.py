@@ -455,6 +455,7 @@ def kube_api(home: Path) -> Iterator[KubeApi]:
 
     with Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": api})) as server:
         api.url = f"https://127.0.0.1:{server.server_address[1]}"
+        api.token_file.with_name("token.hosts").write_text(api.url.removeprefix("https://"))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -23,6 +23,9 @@ PACKAGES = {
     "mariadb-client": ("mariadb", "mariadb-client-core"),
     "chromium": ("chromium", "chromium"),
     "keytool": ("keytool", "default-jre-headless"),
+    "exim": ("exim4", "exim4-daemon-light"),
+    "dovecot": ("dovecot", "dovecot-imapd"),
+    "slapd": ("slapd", "slapd"),
     "mariadb-install-db": ("mariadb-install-db", "mariadb-server-core"),
 }
 """What a test calls it: (the program that must be there, the Debian package that has it)."""

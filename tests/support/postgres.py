@@ -163,6 +163,11 @@ def run_directory() -> Path:
     return Path(os.environ[RUN_VARIABLE])
 
 
+def byte_code() -> dict[str, str]:
+    """Return the variable that has Python processes of this run keep what they compiled: doing it costs more than the rest of a start."""
+    return {"PYTHONPYCACHEPREFIX": str(run_directory() / "pycache")}
+
+
 @contextlib.contextmanager
 def _locked(path: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
     with path.open("a") as file:

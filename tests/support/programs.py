@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from support.needs import needs
@@ -65,6 +66,15 @@ class Shell:
         assert done.returncode == 1, f"{args}: {done.stdout}{done.stderr}"
         problem: dict[str, Any] = json.loads(done.stdout)
         return problem
+
+
+class Child(subprocess.Popen[Any]):
+    """A process that is killed when the block that it is used in fails: what waits for its end then would wait for ever."""
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from handclasp.log.verify import verify_directory
 from handclasp.pki import keys
 from handclasp.pki.chains import to_pem
 from support.authorities import make_csr
-from support.postgres import run_directory
+from support.postgres import byte_code
 from support.waiting import eventually
 
 WEB = "spiffe://example.org/prod/web"
@@ -38,7 +38,7 @@ WEB = "spiffe://example.org/prod/web"
 def environment(fault: str = "") -> dict[str, str]:
     """Return what a process of ours is started with. Byte code is kept for the run: compiling it costs more than the rest of a start."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("HANDCLASP_") and name != "PYTHONDONTWRITEBYTECODE"}
-    known |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONPYCACHEPREFIX": str(run_directory() / "pycache")}
+    known |= byte_code() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return known | ({"HANDCLASP_FAULT": fault} if fault else {})
 
 

@@ -10,6 +10,7 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.states import STATES
 from handclasp.inventory.steps import describe
 from handclasp.wire import inventory
+from handclasp.wire.ownership import Assignment
 from support.fake_api import FakeApi
 
 A, B = "a1" * 32, "b2" * 32
@@ -132,7 +133,7 @@ def _inventory(api: FakeApi, web: str) -> None:
     )  # fmt: skip
     item = inventory.LineItem(certificate=certificate(A, web), sightings=[sighting])
     step = inventory.NextStep(kind="overdue", level="alarm", text="renewal is overdue", command="handclasp agent show host-1")
-    why = inventory.Evidence(
+    why = Assignment(
         evidence="token", owner="team-web", tier=None, environment=None, rule="token:owner", detail="", confidence=90,
         at="2025-06-01T00:00:00Z",
     )  # fmt: skip

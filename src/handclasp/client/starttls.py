@@ -84,8 +84,11 @@ def _mysql(plain: Plain) -> None:
     header = plain.read(4)
     packet = plain.read(int.from_bytes(header[:3], "little"))
     version_end = packet.find(b"\0")
+    if packet.startswith(b"\xff"):  # ERR_Packet: its number (2), and words
+        words = "".join(c for c in packet[3:].decode("utf-8", "replace") if c.isprintable())[:160]
+        raise NoTLS(f"it refuses the connection ({int.from_bytes(packet[1:3], 'little')}: {words})")
     if not packet.startswith(b"\x0a") or version_end < 0 or len(packet) < version_end + 16:
-        raise NoTLS("it refuses the connection" if packet.startswith(b"\xff") else "it is no MySQL or MariaDB")
+        raise NoTLS("it is no MySQL or MariaDB")
     # After the version: connection id (4), scramble (8), a zero (1), the lower half of what it can do (2).
     offered = int.from_bytes(packet[version_end + 14 : version_end + 16], "little")
     if not offered & _CLIENT_SSL:

@@ -11,6 +11,7 @@ import binascii
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from handclasp.discovery.ctentries import TILE, LogEntry, read_checkpoint, read_leaf, read_tile, tile_path
@@ -41,6 +42,19 @@ class CtSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, 
     """Entries of one log that one scan reads at most; the next goes on."""
     ca_file: str = ""
     """CA certificates to trust for the logs, PEM; without it the public ones."""
+
+
+class _TreeHead(Struct):
+    tree_size: Annotated[int, Meta(ge=0)]
+
+
+class _Entries(Struct):
+    entries: list[msgspec.Raw]
+
+
+class _Item(Struct):
+    leaf_input: str
+    extra_data: str
 
 
 class CertificateTransparency:
@@ -117,18 +131,15 @@ class _Log:
 
 class _OldLog(_Log):
     async def size(self) -> int:
-        answer = await self._server.json("/ct/v1/get-sth")
-        size = answer.get("tree_size") if isinstance(answer, dict) else None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise HandclaspError(Kind.UNAVAILABLE, "the log does not say how large it is")
-        return size
+        answer: _TreeHead = await self._server.json("/ct/v1/get-sth", type_=_TreeHead)
+        return answer.tree_size
 
     async def entries(self, at: int, end: int) -> Sequence[LogEntry | None]:
-        answer = await self._server.json("/ct/v1/get-entries", params={"start": at, "end": min(end, at + _PAGE) - 1})
-        items = answer.get("entries") if isinstance(answer, dict) else None
-        if not isinstance(items, list) or not items:
+        asked = {"start": at, "end": min(end, at + _PAGE) - 1}
+        answer: _Entries = await self._server.json("/ct/v1/get-entries", params=asked, type_=_Entries)
+        if not answer.entries:
             raise HandclaspError(Kind.UNAVAILABLE, f"the log gives no entry {at}")
-        return [_entry(item) for item in items[: end - at]]
+        return [_entry(item) for item in answer.entries[: end - at]]
 
 
 class _StaticLog(_Log):
@@ -220,8 +231,9 @@ class _Reading:
         )
 
 
-def _entry(item: Any) -> LogEntry | None:
+def _entry(raw: msgspec.Raw) -> LogEntry | None:
     try:
-        return read_leaf(base64.b64decode(item["leaf_input"], validate=True), base64.b64decode(item["extra_data"], validate=True))
-    except (KeyError, TypeError, ValueError, binascii.Error):
+        item = msgspec.json.decode(raw, type=_Item)
+        return read_leaf(base64.b64decode(item.leaf_input, validate=True), base64.b64decode(item.extra_data, validate=True))
+    except (msgspec.MsgspecError, ValueError, binascii.Error):
         return None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from typing import Any, Protocol
 
 from handclasp.discovery.leases import LOST, Leased, Leases, Progress
+from handclasp.discovery.patience import patiently
+from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import fault
 from handclasp.wire.observations import Recorded, Sightings
 
@@ -44,7 +47,10 @@ class Desk(Protocol):
 
 
 class LocalDesk:
-    """Parts from this installation's own database, sightings into its own inventory."""
+    """Parts from this installation's own database, sightings into its own inventory.
+
+    ``patience`` is for how many seconds what was read is kept while the database is away.
+    """
 
     def __init__(
         self,
@@ -54,8 +60,10 @@ class LocalDesk:
         worker: str,
         *,
         runs: Collection[str] = ("server",),
+        patience: float = 0.0,
     ) -> None:
         self._leases, self._sink, self._probe, self._worker, self._runs = leases, sink, probe, worker, runs
+        self._patience = patience
 
     async def take(self) -> Leased | None:
         """See :class:`Desk`."""
@@ -63,7 +71,12 @@ class LocalDesk:
 
     async def held(self, leased: Leased) -> bool:
         """See :class:`Desk`."""
-        return await self._leases.held(leased)
+        try:
+            return await self._leases.held(leased)
+        except HandclaspError as error:
+            if error.kind is not Kind.UNAVAILABLE or not self._patience:
+                raise
+            return True  # nobody knows, and nobody else can take it: the next word is refused if it is lost
 
     async def report(self, leased: Leased, sightings: Sightings, progress: Progress) -> None:
         """See :class:`Desk`."""
@@ -85,7 +98,7 @@ class LocalDesk:
         """See :class:`Desk`."""
 
         async def ask(unit: str) -> frozenset[str]:
-            return await self._leases.known(leased.source_id, unit)
+            return await patiently(lambda: self._leases.known(leased.source_id, unit), self._patience)
 
         return ask
 
@@ -93,6 +106,9 @@ class LocalDesk:
         """Record sightings (in a dry run: only count them) and return the progress with their numbers in it."""
         if not sightings.observed and not sightings.covered:
             return progress
+        return await patiently(lambda: self._record(leased, sightings, replace(progress)), self._patience)
+
+    async def _record(self, leased: Leased, sightings: Sightings, progress: Progress) -> Progress:
         if not await self._leases.held(leased):  # of a source that was removed, nothing may be recorded any more
             raise LOST
         broken = [one for one in sightings.observed if one.problem is not None]
@@ -107,6 +123,10 @@ class LocalDesk:
             recorded = await self._sink(leased.source_id, with_facts(sightings, leased.facts), leased.scan)
             progress.fresh += recorded.fresh
             progress.gone += recorded.gone
+            if recorded.refused:
+                progress.failed += recorded.refused
+                progress.read -= recorded.refused
+                progress.problem = progress.problem or f"{recorded.refused} places were not recorded. {recorded.refusal}"
         fault("scan.recorded")
         return progress
 

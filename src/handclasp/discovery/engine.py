@@ -174,7 +174,8 @@ def read_settings(kind: SourceKind, settings: dict[str, Any]) -> Any:
     try:
         return msgspec.convert(settings, kind.Settings)
     except msgspec.ValidationError as error:
-        raise HandclaspError(Kind.BAD_SETTING, f"settings of {kind.name}: {str(error)[:1].lower()}{str(error)[1:]}") from error
+        why, hint = f"{str(error)[:1].lower()}{str(error)[1:]}", f"handclasp source add {kind.name} --help has its settings"
+        raise HandclaspError(Kind.BAD_SETTING, f"settings of {kind.name}: {why}", hint=hint) from error
 
 
 class _Reading:
@@ -186,6 +187,7 @@ class _Reading:
         self._desk = desk
         self._sightings, self._progress, self._bytes = Sightings(), Progress(), 0
         self._parts = 0
+        self._has_places = False
         self._handed_in = time.monotonic()
 
     @property
@@ -203,7 +205,7 @@ class _Reading:
         elif isinstance(item, Covered):
             self._sightings.covered.append(item)
         elif isinstance(item, Place):
-            progress.place = item.text
+            progress.place, self._has_places = item.text, True
         elif isinstance(item, Count):
             progress.total += item.total
             progress.read += item.read
@@ -212,8 +214,13 @@ class _Reading:
             progress.failed += 1
             progress.problem = progress.problem or f"{item.what}: {item.problem}"
         full = len(self._sightings.observed) >= BATCH or self._bytes >= BATCH_BYTES or len(self._sightings.covered) >= BATCH
-        if full or time.monotonic() - self._handed_in > FLUSH_EVERY:
+        if full or self._is_time(at_place=isinstance(item, Place)):
             await self.flush()
+
+    def _is_time(self, *, at_place: bool) -> bool:
+        """Tell whether to hand in what there is: at a place where there are some, so that nothing is counted twice after a death."""
+        waited = time.monotonic() - self._handed_in
+        return waited > self.leased.seconds / 3 or (waited > FLUSH_EVERY and (at_place or not self._has_places))
 
     async def add_part(self, part: Part) -> None:
         """Take one part that the plan yielded."""
@@ -221,6 +228,7 @@ class _Reading:
         if self._parts > MAX_PARTS:
             raise HandclaspError(Kind.BAD_SETTING, f"this source has more than {MAX_PARTS} parts", hint="make several sources of it")
         self._progress.parts.append(part.spec)
+        self._progress.total += part.places
         self._progress.place = str(self._parts)
         if len(self._progress.parts) >= BATCH:
             await self.flush()

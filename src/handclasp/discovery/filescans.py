@@ -109,10 +109,16 @@ class FileScans:
         self, row: Row[Any], identity: str, found: FileSightings, recorded: Recorded, unknown: int, now: int, wait: int
     ) -> None:
         state = ("failed" if found.problem else "done") if found.done else "leased"
-        part = {"state": state, "place": found.place, "leased_until": now + wait, "problem": found.problem}
+        part = {
+            "state": state,
+            "place": found.place,
+            "leased_until": now + wait,
+            "problem": _words(identity, found.problem or found.skipped),
+        }
         locked = sum(1 for one in found.observed if one.problem and one.details.get("locked"))
         failed = sum(1 for one in found.observed if one.problem) - locked + (1 if found.problem else 0)
-        read = found.read + len(found.unchanged) - unknown + sum(1 for one in found.observed if not one.problem) + locked
+        failed += recorded.refused
+        read = found.read + len(found.unchanged) - unknown + sum(1 for one in found.observed if not one.problem) + locked - recorded.refused
         added: dict[str, Any] = {
             "read": _scan.read + read,
             "failed": _scan.failed + failed,
@@ -121,8 +127,10 @@ class FileScans:
             "gone": _scan.gone + recorded.gone,
         }
         problem = found.problem or next((f"{one.shown}: {one.problem}" for one in found.observed if one.problem and not locked), None)
+        if recorded.refused:
+            problem = problem or f"{recorded.refused} places were not recorded. {recorded.refusal}"
         if problem:
-            added["problem"] = func.coalesce(_scan.problem, f"{host_of(identity)}: {problem}")
+            added["problem"] = func.coalesce(_scan.problem, _words(identity, problem))
         mine = (_part.scan_id == row.id, _part.number == row.number, _part.state.in_(("waiting", "leased")))
         changes = [
             Change(update(tables.scan_part).where(*mine).values(part)),
@@ -200,6 +208,11 @@ _JOINED = (tables.scan, tables.source, _source.id == _scan.source_id)
 _OF_FILES = (_source.runs == "agents", _source.kind == "files", _source.state != "removed")
 _GOES_ON = (_scan.state == "running", *_OF_FILES)
 _NOTHING = Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=0, gone=0)
+
+
+def _words(identity: str, text: str | None) -> str | None:
+    """Return what an agent says of its part of a scan, with the name of its host."""
+    return f"{host_of(identity)}: {text}" if text else None
 
 
 def _part_row(scan: str, number: int, identity: str, until: int) -> dict[str, Any]:

@@ -37,8 +37,12 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self, type_: Any = Any) -> Any:
-        """Return the body decoded as JSON, into ``type_`` where that is given; raise ``unavailable`` when it is not that."""
+    def json(self, type_: Any) -> Any:
+        """Return the body decoded as JSON into ``type_``; raise ``unavailable`` when it is not that.
+
+        A type is always named: what it does not have is skipped at a gigabyte per second, while anything at all would be built, at a
+        hundred times its size, with everything else waiting (the decoder holds the interpreter's lock, so that a thread would not help).
+        """
         try:
             return msgspec.json.decode(self.body, type=type_)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:  # the last: lists in lists in lists
@@ -64,6 +68,7 @@ class Http:
         key_file: str | None,
         credential: Credential | None,
         token_file: str | None,
+        token_is_own: bool,
         headers: Mapping[str, str],
         timeout: float,
         max_answer: int,
@@ -72,7 +77,7 @@ class Http:
         parts = check_url(url, insecure=tools.scope.loopback or plain)
         if parts.scheme != "https" and token_file is not None:
             raise HandclaspError(Kind.BAD_SETTING, "a token is sent over https:// alone")
-        self._tools, self._url, self._token_file = tools, url.rstrip("/"), token_file
+        self._tools, self._url, self._token_file, self._token_is_own = tools, url.rstrip("/"), token_file, token_is_own
         self._host, self._netloc = parts.hostname or "", parts.netloc
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._only_here = parts.scheme != "https" and not plain
@@ -100,9 +105,9 @@ class Http:
         content = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
         return await self.send("POST", path, content=content, headers={"content-type": "application/json", **(headers or {})})
 
-    async def json(self, path: str, *, params: Mapping[str, Any] | None = None, type_: Any = Any) -> Any:
-        """Return the decoded answer to a GET that must succeed: any status but 200 is ``unavailable``, 404 is ``not_found``, 401 and 403
-        are ``not_allowed``, each with the path in the message.
+    async def json(self, path: str, *, type_: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Return the answer to a GET that must succeed, decoded into ``type_``: any status but 200 is ``unavailable``, 404 is
+        ``not_found``, 401 and 403 are ``not_allowed``, each with the path in the message.
         """
         answer = await self.get(path, params=params)
         self._check_status(answer.status, path, _REFUSALS)
@@ -178,7 +183,8 @@ class Http:
             raise HandclaspError(Kind.INTERNAL, "this client is not open")
         sent = {"host": self._netloc, **self._headers, **(headers or {})}
         if self._token_file is not None:
-            sent["authorization"] = f"Bearer {_token(self._tools, self._token_file)}"
+            tools, file = self._tools, self._token_file
+            sent["authorization"] = f"Bearer {tools.own_token(file) if self._token_is_own else tools.token(file, self._url)}"
         url = httpx2.URL(self._url + path).copy_with(host=await self._pinned())
         try:
             async with self._client.stream(
@@ -221,10 +227,3 @@ def _context(
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; UnicodeDecodeError a ValueError
         raise HandclaspError(Kind.BAD_SETTING, f"the files for TLS cannot be used: {reason(error)}") from error
     return context
-
-
-def _token(tools: Tools, path: str) -> str:
-    token = tools.secret(path).strip()
-    if not token.isascii() or not token.decode("ascii", "replace").isprintable():
-        raise HandclaspError(Kind.BAD_SETTING, f"the file {path} holds no bearer token")
-    return token.decode("ascii")

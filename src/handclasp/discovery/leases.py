@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random, SystemRandom
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy import Row, Select, and_, exists, func, insert, or_, select, tup
 
 from handclasp.clock import Clock
 from handclasp.discovery.endings import OPEN, finish
+from handclasp.discovery.patience import patiently
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import declare, fault
 from handclasp.store import tables
@@ -32,6 +34,8 @@ ATTEMPTS = 4
 """Times that a part is begun before the scan goes on without it."""
 PAUSE = 2.0
 """Seconds before a part that failed is tried again; four times as long after each further failure."""
+FARTHEST = 3_600_000
+"""Milliseconds that the end of a lease or a pause lies ahead at most; what lies farther was written by a clock that was wrong."""
 MAX_PARTS = 100_000
 PLAN = 0
 """The number of the part that plans the others."""
@@ -81,11 +85,24 @@ class Progress:
 
 
 class Leases:
-    """Gives parts out and takes them back. Any number of tasks and processes at once."""
+    """Gives parts out and takes them back. Any number of tasks and processes at once.
 
-    def __init__(self, store: Store, clock: Clock, *, random: Random | None = None, new_id: Callable[[int], bytes] = os.urandom) -> None:
+    ``patience`` is for how many seconds a word about a part waits for a database that is away. It is kept once however often that is
+    tried.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        patience: float = 0.0,
+        random: Random | None = None,
+        new_id: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._patience = patience
         self._random = random or SystemRandom()
         self._new_id = new_id
 
@@ -104,12 +121,23 @@ class Leases:
             if await self._is_full(row, now):
                 continue
             lease = f"{worker}/{base64.b32encode(self._new_id(10)).decode().lower()}"
-            await self._store.ledger.commit(Write([], [*_give_up(row.id, now), Change(_take(row, lease, now, seconds))]))
-            taken = await self._store.row(
-                select(tables.scan_part).where(_part.scan_id == row.id, _part.leased_by == lease, _part.state == "leased")
-            )
+            doubt = await self._try(Write([], [*_give_up(row.id, now), Change(_take(row, lease, now, seconds))]))
+            mine = select(tables.scan_part).where(_part.scan_id == row.id, _part.leased_by == lease, _part.state == "leased")
+            taken = await patiently(partial(self._store.row, mine), self._patience)
             if taken is not None:
                 return _leased(row, taken, lease, seconds)
+            if doubt is not None:
+                raise doubt
+        return None
+
+    async def _try(self, write: Write) -> HandclaspError | None:
+        """Commit, and return why nobody knows whether it happened: a lease that nobody knows of would keep its part for a minute."""
+        try:
+            await self._store.ledger.commit(write)
+        except HandclaspError as error:
+            if error.kind is not Kind.UNAVAILABLE or not self._patience:
+                raise
+            return error
         return None
 
     async def _is_full(self, scan: Row[Any], now: int) -> bool:
@@ -117,7 +145,7 @@ class Leases:
         parallel = _parallel(scan)
         if parallel is None:
             return False
-        busy = select(func.count().label("number")).where(_part.scan_id == scan.id, _part.state == "leased", _part.leased_until > now)
+        busy = select(func.count().label("number")).where(_part.scan_id == scan.id, _part.state == "leased", ~_is_over(now))
         row = await self._store.row(busy)
         return row is not None and row.number >= parallel
 
@@ -133,36 +161,33 @@ class Leases:
 
         Raises ``conflict`` when the lease is lost; nothing is kept then.
         """
-        await self._store.ledger.commit(Write([], [*self._progress(leased, progress), *_insert_parts(leased, progress)]))
+        await self._hear(leased, progress, _insert_parts(leased, progress))
         fault("scan.placed")
 
     async def done(self, leased: Leased, progress: Progress) -> None:
         """The same, and the part is read to its end; the last one ends the scan."""
         ended = Change(update(tables.scan_part).where(_mine(leased)).values(state="done", leased_until=None))
-        changes = [*self._progress(leased, progress), *_insert_parts(leased, progress), ended]
+        changes = [*_insert_parts(leased, progress), ended]
         if leased.number == PLAN:
             changes.append(Change(update(tables.scan).where(_scan.id == leased.scan, _scan.state == "planning").values(state="running")))
-        await self._store.ledger.commit(Write([], changes))
+        await self._hear(leased, progress, changes)
         fault("scan.placed")
-        await finish(self._store, leased.scan, self._clock())
+        await patiently(lambda: finish(self._store, leased.scan, self._clock()), self._patience)
 
     async def failed(self, leased: Leased, progress: Progress, problem: str, *, final: bool = False) -> None:
         """The part could not be read on: it is tried again from its place after a pause, or given up, ``final`` or after four attempts."""
-        row = await self._store.row(select(_part.attempts).where(_mine(leased)))
+        row = await patiently(lambda: self._store.row(select(_part.attempts).where(_mine(leased))), self._patience)
         if row is None:
             raise LOST
         given_up = final or row.attempts >= ATTEMPTS
         pause = round(PAUSE * 1000 * 4 ** (row.attempts - 1))
         values = {"state": "failed" if given_up else "waiting", "leased_until": None if given_up else self._clock() + pause}
-        changes = [
-            *self._progress(leased, progress),
-            Change(update(tables.scan_part).where(_mine(leased)).values(problem=problem, **values)),
-        ]
+        changes = [Change(update(tables.scan_part).where(_mine(leased)).values(problem=problem, **values))]
         if given_up:
             counted = {"failed": _scan.failed + 1, "problem": func.coalesce(_scan.problem, problem)}
             changes.append(Change(update(tables.scan).where(_scan.id == leased.scan).values(counted)))
-        await self._store.ledger.commit(Write([], changes))
-        await finish(self._store, leased.scan, self._clock())
+        await self._hear(leased, progress, changes)
+        await patiently(lambda: finish(self._store, leased.scan, self._clock()), self._patience)
 
     async def release(self, leased: Leased) -> None:
         """Give a part back unread, as a process that ends does: another takes it at once. Nothing happens when the lease is lost."""
@@ -200,18 +225,36 @@ class Leases:
         query = select(place.key).where(place.source_id == source_id, place.unit == unit, place.gone_at.is_(None)).limit(most)
         return frozenset(row.key for row in await self._store.rows(query))
 
-    def _progress(self, leased: Leased, progress: Progress) -> list[Change]:
-        now = self._clock()
-        values: dict[str, Any] = {"leased_until": now + round(leased.seconds * 1000)}
+    async def _hear(self, leased: Leased, progress: Progress, changes: Sequence[Change]) -> None:
+        """Commit a word about a part, once: a database that goes away in a commit is asked afterwards whether it happened."""
+        tried: list[int] = []
+
+        async def attempt() -> None:
+            if tried and await self._was_heard(leased, tried):
+                return
+            tried.append(self._clock() + round(leased.seconds * 1000))
+            await self._store.ledger.commit(Write([], [*self._progress(leased, progress, tried[-1]), *changes]))
+
+        await patiently(attempt, self._patience)
+
+    async def _was_heard(self, leased: Leased, tried: Collection[int]) -> bool:
+        mine = and_(_part.scan_id == leased.scan, _part.number == leased.number, _part.leased_by == leased.lease)
+        row = await self._store.row(select(_part.state, _part.leased_until).where(mine))
+        return row is not None and (row.state != "leased" or row.leased_until in tried)
+
+    def _progress(self, leased: Leased, progress: Progress, until: int) -> list[Change]:
+        values: dict[str, Any] = {"leased_until": until}
         if progress.place is not None:
             values["place"] = progress.place
         still = exists(select(_scan.id).where(_scan.id == leased.scan, _scan.state.in_(OPEN)))
         changes = [Change(update(tables.scan_part).where(_mine(leased), still).values(values), expect=1, conflict=LOST)]
-        added = {
+        added: dict[str, Any] = {
             name: tables.scan.c[name] + count
             for name in ("total", "read", "failed", "certificates", "fresh", "gone")
             if (count := getattr(progress, name))
         }
+        if _begins_plan(leased, progress):
+            added["total"] = progress.total
         if progress.problem is not None:
             added["problem"] = func.coalesce(_scan.problem, progress.problem)
         if added:
@@ -225,9 +268,15 @@ def _mine(leased: Leased) -> Any:
 
 def _available(now: int) -> Any:
     """The parts that nobody works on: waiting, when their pause is over, or leased by somebody who is not heard of."""
-    waiting = and_(_part.state == "waiting", or_(_part.leased_until.is_(None), _part.leased_until <= now))
+    over = _is_over(now)
+    waiting = and_(_part.state == "waiting", or_(_part.leased_until.is_(None), over))
     planned = or_(_part.number == PLAN, _scan.state == "running")
-    return and_(or_(waiting, and_(_part.state == "leased", _part.leased_until <= now)), planned)
+    return and_(or_(waiting, and_(_part.state == "leased", over)), planned)
+
+
+def _is_over(now: int) -> Any:
+    """Whether the time of a part has come; also one that is farther away than any can be, written by a clock that was wrong."""
+    return or_(_part.leased_until <= now, _part.leased_until > now + FARTHEST)
 
 
 def _open_scans(now: int, runs: Collection[str], kinds: Collection[str], source: str | None) -> Select[Any]:
@@ -255,7 +304,9 @@ def _take(scan: Row[Any], lease: str, now: int, seconds: float) -> Any:
     parallel = _parallel(scan)
     if parallel is not None:
         other = tables.scan_part.alias("other")
-        busy = select(func.count()).where(other.c.scan_id == scan.id, other.c.state == "leased", other.c.leased_until > now)
+        busy = select(func.count()).where(
+            other.c.scan_id == scan.id, other.c.state == "leased", other.c.leased_until > now, other.c.leased_until <= now + FARTHEST
+        )
         taken = taken.where(busy.scalar_subquery() < parallel)
     return taken.values(state="leased", leased_by=lease, leased_until=now + round(seconds * 1000), attempts=_part.attempts + 1)
 
@@ -267,7 +318,7 @@ def _parallel(scan: Row[Any]) -> int | None:
 
 def _give_up(scan_id: str, now: int) -> list[Change]:
     """Fail the parts whose workers died one after the other."""
-    dead = and_(_part.scan_id == scan_id, _part.state == "leased", _part.leased_until <= now, _part.attempts >= ATTEMPTS)
+    dead = and_(_part.scan_id == scan_id, _part.state == "leased", _is_over(now), _part.attempts >= ATTEMPTS)
     problem = f"given up: its worker ended {ATTEMPTS} times"
     some = exists(select(_part.number).where(dead))
     counted = {"failed": _scan.failed + 1, "problem": func.coalesce(_scan.problem, problem)}
@@ -277,17 +328,26 @@ def _give_up(scan_id: str, now: int) -> list[Change]:
     ]
 
 
+def _first_part(progress: Progress) -> int:
+    return int(progress.place or 0) - len(progress.parts) + 1
+
+
+def _begins_plan(leased: Leased, progress: Progress) -> bool:
+    """Tell whether these are the first parts of a plan, which take the place of those that a planner before this one had found."""
+    return leased.number == PLAN and bool(progress.parts) and _first_part(progress) == 1
+
+
 def _insert_parts(leased: Leased, progress: Progress) -> list[Change]:
     """Add the parts that planning found. A planner that begins anew first takes out what the one before it had found."""
     if leased.number != PLAN or not progress.parts:
         return []
-    first = int(progress.place or 0) - len(progress.parts) + 1
+    first = _first_part(progress)
     rows = [
         {"scan_id": leased.scan, "number": number, "spec": json.dumps(spec), "state": "waiting", "place": "", "attempts": 0}
         for number, spec in enumerate(progress.parts, first)
     ]
     changes = [Change(insert(tables.scan_part), rows=rows)]
-    if first == 1:
+    if _begins_plan(leased, progress):
         changes.insert(0, Change(tables.scan_part.delete().where(_part.scan_id == leased.scan, _part.number > PLAN)))
     return changes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from urllib.parse import urlsplit
 
@@ -34,7 +35,7 @@ async def metrics_of(urls: list[str], wanted: Collection[str], cluster: str, too
                 path = (parts.path or "/metrics") + (f"?{parts.query}" if parts.query else "")
                 answer = await http.get(path, headers={"accept": "text/plain"})
             if answer.status == 200:
-                found = samples(answer.body.decode("utf-8", "replace"), wanted)
+                found = await asyncio.to_thread(samples, answer.body.decode("utf-8", "replace"), wanted)
                 details = {sample.shown[:500]: sample.value for sample in found[:MAX_SHOWN]}
             else:
                 problem = f"it answers {answer.status}"

@@ -49,10 +49,17 @@ class RemoteDesk:
         self._asking = asyncio.Lock()
         self._nothing_at = float("-inf")
         self._heard: dict[str, float] = {}
+        self.refused: HandclaspError | None = None
+        """Why the server gave nothing to do the last time it was asked, where it did not just have nothing."""
         self.given_up = 0
         """Parts that could not be read to their end."""
         self.busy_at = time.monotonic()
         """When there was something to do the last time (monotonic seconds)."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server will not give this collector anything, however long it waits."""
+        return self.refused is not None and self.refused.kind not in _PASSING
 
     @property
     def busy(self) -> bool:
@@ -64,7 +71,12 @@ class RemoteDesk:
         async with self._asking:
             if time.monotonic() - self._nothing_at < self._ask_every:
                 return None
-            found = await self._call("POST", "/v1/scans:lease", self._request, PartLease)
+            try:
+                found = await self._call("POST", "/v1/scans:lease", self._request, PartLease)
+            except HandclaspError as error:
+                self.refused, self._nothing_at = error, time.monotonic()
+                raise
+            self.refused = None
             if found.scan is None:
                 self._nothing_at = time.monotonic()
                 return None

@@ -13,7 +13,7 @@ from handclasp.clock import Clock
 from handclasp.discovery.desk import LocalDesk, Sink
 from handclasp.discovery.engine import Engine
 from handclasp.discovery.kinds import load_kind
-from handclasp.discovery.leases import Leases
+from handclasp.discovery.leases import LEASE, Leases
 from handclasp.discovery.scans import Scans
 from handclasp.discovery.source import SourceKind
 from handclasp.discovery.sources import Sources
@@ -21,6 +21,9 @@ from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.wire.observations import Sightings
+
+PATIENCE = 2 * LEASE
+"""Seconds for which an engine keeps what it read while the database is away; by then somebody else has the part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,10 @@ class DiscoveryRoom:
         return LocalDesk(self.leases, self.sink, self.unseen, worker, runs=runs)
 
     def engine(self, worker: str, *, workers: int, secrets: Sequence[Path]) -> Engine:
-        """Return an engine that reads what servers read."""
-        return Engine(self.desk(worker), self.clock, workers=workers, secrets=secrets)
+        """Return an engine that reads what servers read; it waits for a database that is away, as requests cannot."""
+        leases = Leases(self.store, self.clock, patience=PATIENCE)
+        desk = LocalDesk(leases, self.sink, self.unseen, worker, patience=PATIENCE)
+        return Engine(desk, self.clock, workers=workers, secrets=secrets)
 
     async def unseen(self, sightings: Sightings) -> int:
         """Return how many certificates among these nobody has seen or issued before; records nothing."""

@@ -79,7 +79,9 @@ class Scans:
         One that was missed, because nobody ran or the last one took long, is made up for once. Several processes at a time do no harm.
         """
         now, begun = self._clock(), []
-        due = select(tables.source).where(_source.due_at <= now, _source.state == "active", _source.every > 0, _source.kind.not_in(TOLD))
+        farthest = now + _source.every + JITTER * _source.every + 60_000  # what lies farther was written by a clock that was wrong
+        is_due = or_(_source.due_at <= now, _source.due_at > farthest)
+        due = select(tables.source).where(is_due, _source.state == "active", _source.every > 0, _source.kind.not_in(TOLD))
         due = due.where(~exists(select(_scan.id).where(_scan.source_id == _source.id, _scan.state.in_(OPEN)).correlate(tables.source)))
         for row in await self._store.rows(due):
             next_due = now + row.every + round(self._random.random() * JITTER * row.every)

@@ -9,6 +9,7 @@ every kind in the same way.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
@@ -42,6 +43,15 @@ class Scope(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_
     loopback: bool = False
     """Whether connections may go to the machine that reads; never implied by a range. Metadata services and link-local never are."""
 
+    @property
+    def mark(self) -> str:
+        """What to put into the name of a unit that is filtered by :meth:`admits`; empty where nothing is.
+
+        What the scope leaves out is not read. With another scope it is another unit, so that nothing of the old one seems gone.
+        """
+        limits = (self.allow, self.deny)
+        return "~" + hashlib.sha256(repr(limits).encode()).hexdigest()[:8] if any(limits) else ""
+
     def admits(self, name: str) -> bool:
         """Tell whether a name (a namespace, a domain, a region) may be read: exact or with ``*``, lower and upper case alike; deny wins."""
         folded = name.casefold()
@@ -61,6 +71,9 @@ class Part:
     """
 
     spec: dict[str, Any] = field(default_factory=dict)
+    places: int = 0
+    """Places that it holds, where that can be said without looking: the scan then knows its total before it has begun every part. What
+    :class:`Count` says while it is read is added to that."""
 
 
 @dataclass(frozen=True, slots=True)

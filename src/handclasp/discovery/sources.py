@@ -84,6 +84,8 @@ class Sources:
     async def change(self, name: str, wanted: Wanted, by: Principal, origin: Mapping[str, str]) -> Row[Any]:
         """Change a source, from its next scan on. Durable and logged on return; a change that changes nothing is no entry."""
         now, before = self._clock(), await self.get(name)
+        if before.kind == "agent":
+            raise HandclaspError(Kind.CONFLICT, "this source is what agents report of their targets: there is nothing to change in it")
         was = {
             "settings": json.loads(before.settings), "scope": msgspec.json.decode(before.scope, type=Scope), "every": before.every / 1000,
             "runs": before.runs, "state": before.state, "facts": json.loads(before.facts),

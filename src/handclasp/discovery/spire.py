@@ -136,7 +136,10 @@ class _Server:
             if self._tools.stop.is_set():
                 return
         if whole:
-            yield Covered(unit=self._prefix + what, began_at=self._tools.began_at)
+            yield Covered(unit=self._unit(what), began_at=self._tools.began_at)
+
+    def _unit(self, what: str) -> str:
+        return self._prefix + what + ("" if what == "bundles" else self._tools.scope.mark)
 
     async def _pages(self, what: str, token: str) -> AsyncIterator[tuple[list[Any], str]]:
         begun_with = token
@@ -259,7 +262,7 @@ class _Server:
         problem: str | None = None,
     ) -> Observed:
         return Observed(
-            key=f"{self._prefix}{name}"[:4096], kind="mesh", shown=shown[:4096], unit=self._prefix + unit, at=self._tools.clock(),
+            key=f"{self._prefix}{name}"[:4096], kind="mesh", shown=shown[:4096], unit=self._unit(unit), at=self._tools.clock(),
             certificates=certificates or [], facts=facts or {}, problem=problem,
             details={"mesh": "spire", **{key: value for key, value in details.items() if value not in ("", [], 0, False, None)}},
         )  # fmt: skip

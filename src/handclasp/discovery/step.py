@@ -86,23 +86,23 @@ class Step:
 STEP = Step()
 
 
+class _List(Struct):
+    crts: list[str] | None = None
+
+
 async def _list(server: Http, where: str, name: str, path: str, tools: Tools) -> list[Reading]:
     """Return one of the lists of CA certificates as one location: together they are a bundle."""
     key = f"step:{where}/{name}"
     details = {"list": name}
     observed = Observed(key=key, kind="ca", shown=f"{where} {name}", unit=f"step:{where} lists", at=tools.clock(), details=details)
     try:
-        answer = await server.json(path)
+        answer: _List = await server.json(path, type_=_List)
     except HandclaspError as error:
         if error.kind is Kind.NOT_FOUND and name == "intermediates":  # older ones have no such list
             return []
         observed.problem = error.detail
         return [observed]
-    texts = answer.get("crts") if isinstance(answer, dict) else None
-    if texts is not None and (not isinstance(texts, list) or not all(isinstance(one, str) for one in texts)):
-        observed.problem = "its answer has no list of certificates"
-        return [observed]
-    found = [read_contents(one.encode("utf-8", "replace")) for one in texts or []]
+    found = [read_contents(one.encode("utf-8", "replace")) for one in answer.crts or []]
     if not all(one is not None and one.entries for one in found):
         observed.problem = "one of its certificates cannot be read"
         return [observed]

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from handclasp.access.egress import check_address
+from handclasp.access.egress import check_address, forms_of
 from handclasp.clock import Clock
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
@@ -61,8 +62,7 @@ class Tools:
         """Raise ``not_allowed`` unless a connection may go to this address."""
         check_address(address, insecure=self.scope.loopback)
         parsed = ipaddress.ip_address(address.partition("%")[0])
-        mapped = getattr(parsed, "ipv4_mapped", None)  # ::ffff:10.0.0.1 goes where 10.0.0.1 is
-        if any(parsed in network or (mapped is not None and mapped in network) for network in _networks(self.scope.deny)):
+        if any(form in network for form in forms_of(parsed) for network in _networks(self.scope.deny)):
             raise HandclaspError(Kind.NOT_ALLOWED, f"the scope denies {address}")
 
     def http(
@@ -75,6 +75,7 @@ class Tools:
         key_file: str | None = None,
         credential: Credential | None = None,
         token_file: str | None = None,
+        token_is_own: bool = False,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
         max_answer: int = 32 * 1024 * 1024,
@@ -85,8 +86,10 @@ class Tools:
         ``url`` is the base, ``https://``. ``http://`` works where the scope allows loopback and the address is one, and with ``plain``
         anywhere: for admin ports of proxies that speak nothing else, never with a token. ``ca`` (PEM) or ``ca_file`` is all that is
         trusted; without one, the public authorities are. ``certificate_file`` and ``key_file`` are a client certificate; ``token_file`` is
-        a bearer token, read again for each request because such files are replaced. Files are named as for :meth:`secret`; what is in
-        them is never in messages. Raises ``bad_setting`` for files that cannot be used, ``not_allowed`` for other URLs.
+        a bearer token, read again for each request because such files are replaced, and sent where :meth:`token` allows it; anywhere with
+        ``token_is_own``, for a URL that did not come from settings but from where the token came from. Files are named as for
+        :meth:`secret`; what is in them is never in messages. Raises ``bad_setting`` for files that cannot be used, ``not_allowed`` for
+        other URLs.
         """
         from handclasp.discovery.http import Http
 
@@ -99,6 +102,7 @@ class Tools:
             key_file=key_file,
             credential=credential,
             token_file=token_file,
+            token_is_own=token_is_own,
             headers=headers or {},
             timeout=timeout,
             max_answer=max_answer,
@@ -120,6 +124,39 @@ class Tools:
         if len(content) > MAX_SECRET:
             raise HandclaspError(Kind.BAD_SETTING, f"the file {path} is larger than {MAX_SECRET} bytes")
         return content
+
+    def token(self, path: str, url: str) -> str:
+        """Return the token in a file that settings name, to be sent to the server of ``url``; read anew each time.
+
+        Whoever may write sources names both the file and the server, and must not be able to have the one sent to a server of theirs: the
+        file beside it with ``.hosts`` after its name, which the keeper of the directory writes, says where it may go (``HOST:PORT`` on each
+        line; without a port 443). Without such a file it goes nowhere. Raises ``bad_setting``.
+        """
+        to = _server_of(url)
+        if to not in self._hosts(path):
+            raise HandclaspError(
+                Kind.BAD_SETTING,
+                f"the file {path} may not be sent to {to}",
+                hint=f"who keeps the directory of these files allows it: a line {to} in {path}.hosts",
+            )
+        return self.own_token(path)
+
+    def own_token(self, path: str) -> str:
+        """Return the token in a file, for a server that was named by whoever put the file there. Raises ``bad_setting``."""
+        token = self.secret(path).strip()
+        if not token or not token.isascii() or not token.decode("ascii").isprintable():
+            raise HandclaspError(Kind.BAD_SETTING, f"the file {path} holds no token")
+        return token.decode("ascii")
+
+    def _hosts(self, path: str) -> set[str]:
+        where = self.file(path)  # links followed: the file itself is bound, by whatever name it is called
+        beside = where.with_name(f"{where.name}.hosts")
+        try:
+            with beside.open(encoding="ascii") as file:
+                lines = file.read(MAX_SECRET).splitlines()
+        except (OSError, ValueError):
+            return set()
+        return {_server_of(f"https://{line}") for each in lines if (line := each.partition("#")[0].strip())}
 
     def file(self, path: str) -> Path:
         """Return where a file or a socket that settings name is, links followed; raise ``bad_setting`` outside the directories for them."""
@@ -160,6 +197,16 @@ def reason(error: BaseException | None) -> str:
             return cause.strerror.lower()
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__ if error is not None else "no address"
+
+
+def _server_of(url: str) -> str:
+    """Return ``HOST:PORT`` of a URL; empty for what is none."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _networks(entries: Sequence[str]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from handclasp.discovery.http import Http
@@ -28,6 +31,9 @@ TOGETHER = 8
 _BATCH = 200
 _LIST = 256 * 1024 * 1024
 """Bytes of a list without pages: some four million serials."""
+_PIECE = 1024 * 1024
+"""Bytes of such a list that are decoded at once, and _RUN serials that are sorted at once: a thread holds up everything else meanwhile."""
+_RUN = 20_000
 
 
 class VaultSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -38,11 +44,39 @@ class VaultSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     mounts: Annotated[list[Mount], Meta(max_length=500)] = field(default_factory=lambda: ["pki"])
     """PKI mounts, such as pki or pki-int."""
     token_file: str = ""
-    """File with the token; it is read again for each request, as an agent of Vault's may replace it."""
+    """File with the token, and beside it FILE.hosts with the servers that it may go to; read again for each request."""
     namespace: str = ""
     """Namespace, where there are such."""
     ca_file: str = ""
     """CA certificates to trust for this server, PEM; without it the public ones."""
+
+
+class _Issuer(Struct):
+    certificate: str
+    ca_chain: list[str] | str | None = None
+
+
+class _Issued(Struct):
+    certificate: str
+    issuer_id: str = ""
+    revocation_time: int = 0
+    revocation_time_rfc3339: str = ""
+
+
+class _Keys(Struct):
+    keys: msgspec.Raw
+
+
+class _IssuerAnswer(Struct):
+    data: _Issuer
+
+
+class _IssuedAnswer(Struct):
+    data: _Issued
+
+
+class _KeysAnswer(Struct):
+    data: _Keys
 
 
 class Vault:
@@ -111,9 +145,12 @@ class _Mount:
         whole = True
         for key in keys:
             try:
-                answer = await self._server.json(f"/v1/{quote(self._name)}/issuer/{quote(key, safe='')}/json")
-                text, chain = _text(answer, "certificate"), _texts(answer, "ca_chain")
-                seen = [Seen(der=der, role="anchor", chain=[one for one in chain if one != der]) for der in _certificates(text)[:1]]
+                path = f"/v1/{quote(self._name)}/issuer/{quote(key, safe='')}/json"
+                issuer: _Issuer = (await self._server.json(path, type_=_IssuerAnswer)).data
+                texts = [issuer.ca_chain] if isinstance(issuer.ca_chain, str) else issuer.ca_chain or []
+                chain = [der for text in texts for der in _certificates(text)]
+                found = _certificates(issuer.certificate)[:1]
+                seen = [Seen(der=der, role="anchor", chain=[one for one in chain if one != der]) for der in found]
                 yield self._observed(f"issuer/{key}", self._issuer_unit, seen, {"issuer": key}, None if seen else "it has no certificate")
             except HandclaspError as error:
                 whole = False
@@ -124,11 +161,11 @@ class _Mount:
     async def certificates(self, place: str) -> AsyncGenerator[Reading, None]:
         """Yield what was issued and is new, or was revoked, and what is listed no more."""
         known = await self._tools.known(self._unit) if self._tools.known is not None else frozenset()
-        revoked = set(await self._revoked())
-        listed: set[str] = set()
+        revoked = await self._revoked()
+        missing = set(known)
         async for page in self._pages(place):
             yield Count(total=len(page))
-            listed.update(page)
+            missing.difference_update([self._key(serial) for serial in page])
             wanted = [serial for serial in page if self._key(serial) not in known or serial in revoked]
             yield Count(read=len(page) - len(wanted))
             for start in range(0, len(wanted), _BATCH):
@@ -139,7 +176,7 @@ class _Mount:
             if self._tools.stop.is_set():
                 return
         if not place:  # else the list is not whole, and what is missing in it may be in its first part
-            for key in known - {self._key(serial) for serial in listed}:
+            for key in missing:
                 yield Observed(key=key, kind="ca", shown=key.removeprefix(self._prefix), unit=self._unit, at=self._tools.clock())
 
     async def _fetch(self, serials: Sequence[str]) -> AsyncIterator[Reading]:
@@ -150,18 +187,18 @@ class _Mount:
 
     async def _certificate(self, serial: str) -> Observed | None:
         try:
-            answer = await self._server.json(f"/v1/{quote(self._name)}/cert/{quote(serial, safe='')}")
-            found = _certificates(_text(answer, "certificate"))
+            path = f"/v1/{quote(self._name)}/cert/{quote(serial, safe='')}"
+            data: _Issued = (await self._server.json(path, type_=_IssuedAnswer)).data
+            found = _certificates(data.certificate)
         except HandclaspError as error:
             if error.kind is Kind.NOT_FOUND:  # tidied up since it was listed
                 return None
             if error.kind is Kind.NOT_ALLOWED:
                 raise
             return self._observed(serial, self._unit, [], {"serial": serial}, error.detail)
-        data = answer["data"]
-        details = {"serial": serial, "issuer": str(data.get("issuer_id", ""))}
-        if isinstance(data.get("revocation_time"), int) and data["revocation_time"] > 0:
-            details["revoked_at"] = str(data.get("revocation_time_rfc3339") or data["revocation_time"])
+        details = {"serial": serial, "issuer": data.issuer_id}
+        if data.revocation_time > 0:
+            details["revoked_at"] = data.revocation_time_rfc3339 or str(data.revocation_time)
         seen = [Seen(der=der, role="listed") for der in found[:1]]
         return self._observed(serial, self._unit, seen, details, None if seen else "what it gives is not a certificate")
 
@@ -170,18 +207,17 @@ class _Mount:
         while True:
             # Stored with hyphens and told with colons; ``after`` is held against what is stored, and "-" and ":" sort differently.
             keys = await self._list("certs", after=place.replace(":", "-"), limit=PAGE)
-            serials = sorted((key.replace("-", ":") for key in keys if _is_serial(key)), key=lambda serial: serial.replace(":", "-"))
-            is_whole = len(keys) > PAGE or (place and any(_stored(serial) <= _stored(place) for serial in serials))
-            new = [serial for serial in serials if not place or _stored(serial) > _stored(place)]
+            new, is_old = await asyncio.to_thread(_after, keys, place)
+            is_whole = len(keys) > PAGE or is_old
             for start in range(0, len(new), PAGE):
                 yield new[start : start + PAGE]
             if is_whole or len(keys) < PAGE or not new:
                 return
             place = new[-1]
 
-    async def _revoked(self) -> list[str]:
+    async def _revoked(self) -> set[str]:
         try:
-            return [key.replace("-", ":") for key in await self._list("certs/revoked")]
+            return await asyncio.to_thread(_as_told, await self._list("certs/revoked"))
         except HandclaspError as error:
             if error.kind is Kind.NOT_ALLOWED:
                 raise HandclaspError(
@@ -192,12 +228,12 @@ class _Mount:
     async def _list(self, what: str, *, after: str = "", limit: int = 0) -> list[str]:
         params = {"list": "true"} | ({"after": after} if after else {}) | ({"limit": limit} if limit else {})
         try:
-            answer = await self._server.json(f"/v1/{quote(self._name)}/{what}", params=params)
+            answer: _KeysAnswer = await self._server.json(f"/v1/{quote(self._name)}/{what}", params=params, type_=_KeysAnswer)
         except HandclaspError as error:
             if error.kind is Kind.NOT_FOUND:  # this is how an empty list is said
                 return []
             raise
-        return _texts(answer, "keys", parse=False)
+        return await asyncio.to_thread(_strings, bytes(answer.data.keys))
 
     def _key(self, serial: str) -> str:
         return self._prefix + serial
@@ -222,21 +258,30 @@ def _certificates(text: str) -> list[bytes]:
     return [der for entry in found.entries for der in (entry.der, *entry.chain)] if found is not None else []
 
 
-def _text(answer: Any, name: str) -> str:
-    data = answer.get("data") if isinstance(answer, dict) else None
-    value = data.get(name) if isinstance(data, dict) else None
-    if not isinstance(value, str):
-        raise HandclaspError(Kind.UNAVAILABLE, f"its answer has no {name}")
-    return value
+def _strings(raw: bytes) -> list[str]:
+    """Decode a list of strings, in pieces. Raises ``unavailable``."""
+    found: list[str] = []
+    try:
+        if not (raw.startswith(b"[") and raw.endswith(b"]")):
+            raise ValueError
+        start, end = 1, len(raw) - 1
+        while start < end:
+            comma = raw.find(b'",', start + _PIECE, end) + 1 or end
+            found += msgspec.json.decode(b"[" + raw[start:comma] + b"]", type=list[str])
+            start = comma + 1
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise HandclaspError(Kind.UNAVAILABLE, "its answer has no list of keys") from error
+    return found
 
 
-def _texts(answer: Any, name: str, *, parse: bool = True) -> list[Any]:
-    data = answer.get("data") if isinstance(answer, dict) else None
-    value = data.get(name) if isinstance(data, dict) else None
-    if value is None and parse:
-        return []
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise HandclaspError(Kind.UNAVAILABLE, f"its answer has no list of {name}")
-    return [der for one in value for der in _certificates(one)] if parse else value
+def _as_told(keys: Sequence[str]) -> set[str]:
+    return {key.replace("-", ":") for key in keys}
+
+
+def _after(keys: Sequence[str], place: str) -> tuple[list[str], bool]:
+    """Return the serials after ``place`` in the order in which they are stored, and whether there were others."""
+    stored = [key.replace(":", "-") for key in keys if _is_serial(key)]
+    new = [serial for serial in stored if not place or serial > _stored(place)]
+    if not all(one <= other for one, other in pairwise(new)):
+        new = list(heapq.merge(*(sorted(new[start : start + _RUN]) for start in range(0, len(new), _RUN))))
+    return [serial.replace("-", ":") for serial in new], len(new) < len(stored)

@@ -96,11 +96,12 @@ async def read_proxies(settings: ConsulSettings, place: str, tools: Tools) -> As
     for name, url in wanted:
         unit = f"consul:proxy/{name}"
         try:
-            for one in await _held(name, url, unit, settings, tools):
-                yield one
+            held = await _held(name, url, unit, settings, tools)
         except HandclaspError as error:
-            yield Failed(name, error.detail)
-        else:
+            held = [Failed(name, error.detail)]
+        for one in held:
+            yield one
+        if not any(isinstance(one, Failed) for one in held):
             yield Covered(unit=unit, began_at=tools.began_at)
         yield Place(name)
         if tools.stop.is_set():

@@ -14,7 +14,7 @@ from handclasp.discovery.http import Http
 from handclasp.discovery.kubernetes.content import as_anchors, ders
 from handclasp.discovery.source import Failed, Reading
 from handclasp.discovery.tools import Tools
-from handclasp.errors import HandclaspError, Kind
+from handclasp.errors import HandclaspError
 from handclasp.wire.observations import Covered, Observed, Seen
 
 ROOTS = "/v1/connect/ca/roots"
@@ -83,7 +83,7 @@ class Server:
         settings = self._settings
         headers = {}
         if settings.token_file:
-            headers["X-Consul-Token"] = _token(self._tools, settings.token_file)
+            headers["X-Consul-Token"] = self._tools.token(settings.token_file, settings.url)
         server = self._tools.http(
             settings.url,
             ca_file=settings.ca_file or None,
@@ -140,10 +140,3 @@ class Server:
             key=f"{self._prefix}{name}"[:4096], kind="ca", shown=f"consul {name}"[:4096], unit=unit, at=self._tools.clock(),
             certificates=certificates, details={"mesh": "consul", **details}, problem=problem,
         )  # fmt: skip
-
-
-def _token(tools: Tools, path: str) -> str:
-    token = tools.secret(path).strip()
-    if not token or not token.isascii() or not token.decode("ascii").isprintable():
-        raise HandclaspError(Kind.BAD_SETTING, f"the file {path} holds no token")
-    return token.decode("ascii")

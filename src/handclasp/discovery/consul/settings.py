@@ -17,7 +17,7 @@ class ConsulSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     url: Annotated[str, Meta(max_length=2048)] = ""
     """Address of a server or agent, https://consul.example.org:8501; empty to read proxies alone."""
     token_file: str = ""
-    """File with the ACL token; it is read again for each scan."""
+    """File with the ACL token, and beside it FILE.hosts with the servers that it may go to; read again for each scan."""
     namespace: Name = ""
     """Namespace of intentions and proxies, in editions that have namespaces."""
     partition: Name = ""

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from handclasp.clock import Clock, parse_rfc3339
 from handclasp.errors import HandclaspError, Kind
+from handclasp.pki.contents.pem import pem_blocks
 from handclasp.wire.observations import Observed, Seen
 
 Format: TypeAlias = Literal["pem", "csv", "lemur"]
@@ -39,7 +40,7 @@ _USUAL = {
     "environment": ("environment", "env"),
     "host": ("host", "hostname", "server"),
 }
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----(.*?)-----END \1-----", re.DOTALL)
+_CERTIFICATES = frozenset({b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"})
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----")
 
 
@@ -52,12 +53,15 @@ class Imported:
     problems: int = 0
     """Entries that could not be read; each is kept with its reason."""
     certificates: int = 0
-    seen: set[bytes] = field(default_factory=set)
+    seen: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """By the mark of a place, the fingerprints that were said to be there."""
 
 
 def guess_format(name: str, data: bytes) -> Format:
     """Return what a file is, by its beginning; raise ``bad_request`` when it is none of ours."""
     head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if b"\0" in head:
+        raise HandclaspError(Kind.BAD_REQUEST, "it is no text in UTF-8", hint="of a certificate in DER, openssl x509 -inform der makes PEM")
     if head[:1] in (b"{", b"["):
         return "lemur"
     if b"-----BEGIN " in data[:65_536] and not name.lower().endswith(".csv"):
@@ -66,7 +70,7 @@ def guess_format(name: str, data: bytes) -> Format:
         return "csv"
     if _KEY.search(data) or b"-----BEGIN " in data:
         return "pem"
-    raise HandclaspError(Kind.BAD_REQUEST, f"{name} is neither a PEM bundle, a table nor an export", hint="say which with --format")
+    raise HandclaspError(Kind.BAD_REQUEST, "it is neither a PEM bundle, a table nor an export", hint="say which with --format")
 
 
 def read_import(
@@ -94,15 +98,16 @@ def split_blocks(data: bytes, done: Imported) -> list[bytes]:
     A block whose base64 is broken comes back as it stands, so that it is kept, with a problem.
     """
     found = []
-    for label, content in _BLOCK.findall(data):
-        if b"PRIVATE KEY" in label:
+    for label, begin, end in pem_blocks(data, lambda label: label in _CERTIFICATES or b"PRIVATE KEY" in label):
+        if label not in _CERTIFICATES:
             done.keys += 1
-        elif label in (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE"):
-            lines = [line for line in content.splitlines() if b":" not in line]
-            try:
-                found.append(base64.b64decode(b"".join(b"".join(lines).split()), validate=True))
-            except binascii.Error:
-                found.append(content.strip()[:MAX_FIELD])
+            continue
+        content = data[begin:end]
+        lines = [line for line in content.splitlines() if b":" not in line]
+        try:
+            found.append(base64.b64decode(b"".join(b"".join(lines).split()), validate=True))
+        except binascii.Error:
+            found.append(content.strip()[:MAX_FIELD])
     return found
 
 
@@ -118,15 +123,26 @@ def _of_der(
     der: bytes, clock: Clock, done: Imported, *, place: str = "", facts: Mapping[str, Any] | None = None, host: str | None = None
 ) -> Iterator[Observed]:
     digest = hashlib.sha256(der).digest()
-    key = f"import:{place or digest.hex()}"
-    mark = hashlib.sha256(key.encode()).digest()
-    if mark in done.seen:
-        return  # the same again, in one file
-    done.seen.add(mark)
+    key = _key(place, digest, done)
+    if key is None:
+        return
     yield Observed(
         key=key, kind="import", shown=place or f"sha256 {digest.hex()[:16]}", host=host, at=clock(),
         certificates=[Seen(der=der[:MAX_FIELD], role="listed")], facts=dict(facts or {}),
     )  # fmt: skip
+
+
+def _key(place: str, digest: bytes, done: Imported) -> str | None:
+    """Return the key of a certificate's location; None where the file said the same before.
+
+    A column of places may be one of data centres: what is the second in a place is a location of its own, and not instead of the first.
+    """
+    key = f"import:{place or digest.hex()}"
+    there = done.seen.setdefault(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:16], set())
+    if digest in there:
+        return None
+    there.add(digest)
+    return key if len(there) == 1 else f"{key}#{digest.hex()[:16]}"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------------
@@ -197,9 +213,9 @@ def _of_row(fields: Mapping[str, str], number: int, clock: Clock, done: Imported
         not_after=_time(fields.get("not_after", "")),
     )
     shown = place or f"sha256 {digest.hex()[:16]}"
-    yield Observed(
-        key=f"import:{place or digest.hex()}", kind="import", shown=shown, host=host, at=clock(), certificates=[seen], facts=facts
-    )
+    key = _key(place, digest, done)
+    if key is not None:
+        yield Observed(key=key, kind="import", shown=shown, host=host, at=clock(), certificates=[seen], facts=facts)
 
 
 def _digest(text: str) -> bytes | None:

@@ -139,7 +139,7 @@ class Istio:
             return
         by_node = part.spec["proxies"] == "ztunnels"
         namespace = settings.root_namespace if by_node else "" if part.spec["namespace"] == "*" else part.spec["namespace"]
-        unit = "ztunnel" if by_node else f"sidecars/{part.spec['namespace']}"
+        unit = "ztunnel" if by_node else f"sidecars/{part.spec['namespace']}" + ("" if namespace else tools.scope.mark)
         try:
             found = [one async for one in pods(api, namespace, "app=ztunnel" if by_node else SIDECARS, by_node=by_node)]
         except MissingError as error:
@@ -162,6 +162,8 @@ async def read_proxies(
         dump = Dump(settings.cluster, proxy.name, unit, tools.clock, proxy.host, proxy.facts, dict(labels))
         count = 0
         try:
+            if proxy.problem:
+                raise HandclaspError(Kind.UNAVAILABLE, proxy.problem)
             async for one in dumped(proxy, dump, settings, tools):
                 count += 1
                 yield one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -50,6 +50,8 @@ class Proxy:
     path: str = ""
     host: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """Why it cannot be asked now, though it holds something."""
 
 
 def given_proxies(urls: list[str], files: list[str]) -> list[Proxy]:
@@ -63,7 +65,10 @@ def given_proxies(urls: list[str], files: list[str]) -> list[Proxy]:
 
 
 async def pods(api: Api, namespace: str, selector: str, *, by_node: bool) -> AsyncIterator[Proxy]:
-    """Yield the running pods that a selector selects, by name."""
+    """Yield the pods that a selector selects, by name, those that have ended left out.
+
+    A node's proxy that is just being started, and one of a node that nobody hears of, holds certificates that cannot be read now.
+    """
     path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
     more, restarts = "", 0
     while True:
@@ -76,8 +81,11 @@ async def pods(api: Api, namespace: str, selector: str, *, by_node: bool) -> Asy
             continue
         for item in page.items or ():
             pod = msgspec.json.decode(item, type=_Pod)
-            if pod.status.phase == "Running":
+            phase = pod.status.phase or "Unknown"
+            if phase == "Running":
                 yield _proxy(pod, by_node=by_node)
+            elif phase == "Unknown" or (phase == "Pending" and by_node):
+                yield replace(_proxy(pod, by_node=by_node), problem=f"its pod is {phase.lower()}")
         more = page.metadata.more or ""
         if not more:
             return

@@ -39,7 +39,7 @@ class Access(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit
     ca_file: str = ""
     """File with the authority of the API server's certificate."""
     token_file: str = ""
-    """File with a bearer token; read again for each request."""
+    """File with a bearer token, and beside it FILE.hosts with the servers that it may go to; read again for each request."""
     certificate_file: str = ""
     """File with a client certificate, instead of a token."""
     key_file: str = ""
@@ -60,6 +60,8 @@ class Entry:
     ca: bytes | None = None
     ca_file: str | None = None
     token_file: str | None = None
+    token_is_own: bool = False
+    """The API server was not named by settings, but by what the token comes from: the pod, a kubeconfig."""
     token: str | None = field(default=None, repr=False)
     certificate_file: str | None = None
     key_file: str | None = None
@@ -97,6 +99,7 @@ def find_entry(settings: Access, tools: Tools) -> Entry:
         url=url,
         ca_file=settings.ca_file or (str(ACCOUNT / "ca.crt") if inside else None),
         token_file=token or None,
+        token_is_own=inside and not settings.token_file,
         certificate_file=settings.certificate_file or None,
         key_file=settings.key_file or None,
     )
@@ -113,6 +116,7 @@ def open_http(entry: Entry, tools: Tools, *, max_answer: int = 0) -> Http:
         key_file=entry.key_file,
         credential=entry.credential,
         token_file=entry.token_file,
+        token_is_own=entry.token_is_own,
         headers=headers,
         timeout=TIMEOUT,
         max_answer=max_answer or MAX_ANSWER,
@@ -158,6 +162,7 @@ def _from_kubeconfig(settings: Access, tools: Tools) -> Entry:
         ca=ca,
         ca_file=None if ca else file(cluster, "certificate-authority"),
         token_file=token_file,
+        token_is_own=True,
         token=None if token_file else _token(user),
         certificate_file=None if certificate else file(user, "client-certificate"),
         key_file=None if key else file(user, "client-key"),

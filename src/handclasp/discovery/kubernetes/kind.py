@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
@@ -221,9 +220,6 @@ def chunks(groups: Iterator[list[str]], together: bool) -> Iterator[list[str]]:
 
 def lanes_of(names: list[str], resources: Mapping[str, Resource], cluster: str, tools: Tools) -> list[Lane]:
     """Return the lanes that a part names."""
-    # What a scope leaves out is not listed: with another scope it is another unit, so that nothing of the old one seems gone.
-    limits = (tools.scope.allow, tools.scope.deny)
-    mark = "~" + hashlib.sha256(repr(limits).encode()).hexdigest()[:8] if any(limits) else ""
     found = []
     for name in names:
         namespace, _, kind = name.partition("/")
@@ -232,7 +228,7 @@ def lanes_of(names: list[str], resources: Mapping[str, Resource], cluster: str, 
                 Kind.BAD_SETTING, f"this part reads {kind}, which is not known here", hint="is the collector older than the server?"
             )
         everywhere = namespace == "*"
-        unit = f"{cluster}/{name}" if not everywhere else f"{cluster}/*{mark}/{kind}"
+        unit = f"{cluster}/{name}" if not everywhere else f"{cluster}/*{tools.scope.mark}/{kind}"
         found.append(Lane(resources[kind], "" if everywhere else namespace, Around(cluster, unit, tools.clock), tools.scope.admits))
     return found
 

@@ -10,8 +10,9 @@ import msgspec
 from handclasp.discovery.kubernetes.api import Api, GoneError, MissingError, Page
 from handclasp.discovery.kubernetes.around import Users, some
 from handclasp.discovery.kubernetes.edges import Edge, add_edges
-from handclasp.discovery.kubernetes.lanes import Resource
+from handclasp.discovery.kubernetes.lanes import RESTARTS, Resource
 from handclasp.discovery.kubernetes.shapes import Bare
+from handclasp.errors import HandclaspError, Kind
 
 Edges = Callable[[Any], Iterator[Edge]]
 
@@ -44,14 +45,16 @@ async def secret_users(api: Api, resources: Sequence[tuple[Resource, Edges]], na
 async def _all(api: Api, path: str, shape: type[Any], *, metadata: bool = False) -> list[Any]:
     """Return every object of a list that has its shape."""
     found: list[Any] = []
-    decoder, more = msgspec.json.Decoder(shape), ""
+    decoder, more, restarts = msgspec.json.Decoder(shape), "", 0
     while True:
         try:
             page: Page = await api.page(path, {}, more, limit=500 if metadata else 100, metadata=metadata)
         except MissingError:
             return []
         except GoneError:
-            found, more = [], ""
+            found, more, restarts = [], "", restarts + 1
+            if restarts > RESTARTS:
+                raise HandclaspError(Kind.UNAVAILABLE, f"{path} changes faster than it can be listed") from None
             continue
         for item in page.items or ():
             try:

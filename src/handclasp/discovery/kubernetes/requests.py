@@ -1,8 +1,8 @@
 """What was signed through the API: CertificateSigningRequests and PodCertificateRequests.
 
 The API deletes them after an hour, and after a quarter of one: an object that is no longer there says nothing about its certificate. So the
-location is not the object but its issuer and who asked, it holds the newest certificate of the two, and it is gone when nothing was heard
-of it for longer than such a certificate can live.
+location is not the object but its issuer, who asked and for whom, it holds the newest certificate of these, and it is gone when nothing
+was heard of it for longer than such a certificate can live.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from handclasp.discovery.kubernetes.around import Around
 from handclasp.discovery.kubernetes.content import as_chain, from_base64
 from handclasp.discovery.kubernetes.shapes import Metadata, PodCertificateRequest, SigningRequest
+from handclasp.pki.reading import read_certificate
 from handclasp.wire.observations import Observed
 
 
@@ -21,9 +22,11 @@ def signing_request(one: SigningRequest, around: Around) -> Iterator[Observed]:
     found = as_chain(from_base64(encoded.encode()) or b"", "listed") if encoded else []
     if found:
         who = Metadata(name=f"{one.spec.signer_name}/{one.spec.username}"[:1000], labels=one.metadata.labels)
+        reading = read_certificate(found[0].der or b"")
         yield around.observed(
             "signed",
             who,
+            (reading.subject or reading.identity)[:1000],  # one who asks may ask for many
             certificates=found,
             kind="ca",
             details={"signer": one.spec.signer_name, "asked_by": one.spec.username, "usages": one.spec.usages or []},

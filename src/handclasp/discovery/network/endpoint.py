@@ -18,6 +18,9 @@ from handclasp.wire.observations import Observed, Seen
 
 SHOWN_AUTHORITIES = 50
 """Acceptable authorities that a location's details name; their number is told in any case."""
+ONE_CERTIFICATE = frozenset({"mysql"})
+"""Protocols whose servers have one certificate and no more. MySQL and MariaDB count each look as a connection that was broken off, and shut
+out an address that made 100 of them without a login (``max_connect_errors``): they are not asked twice for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Looker:
             answer.problem = "" if first.nothing else first.problem
             return
         answer.shown.append(("any", first))
-        for other in other_kinds(first.chain[0]) if self.both else ():
+        for other in other_kinds(first.chain[0]) if self.both and answer.endpoint.port.protocol not in ONE_CERTIFICATE else ():
             again = await self._once(answer, other, host)
             if again is not None and again.chain:
                 answer.shown.append((other, again))

@@ -37,6 +37,8 @@ _CIPHERS = {
 }
 MAX_HANDSHAKE = 512 * 1024
 """Bytes that a server may send: OpenSSL takes chains of 100 KiB at most."""
+PATIENCE = {"smtp": 3.0}
+"""Times the timeout for what comes before TLS: a mail server may let its guests wait before it greets them (Postfix's postscreen: 6 s)."""
 _HANDSHAKE = 22  # content type, RFC 8446 section 5.1
 _OTHER_NAME = frozenset({"TLSV1_UNRECOGNIZED_NAME", "TLSV1_ALERT_UNRECOGNIZED_NAME"})
 _local = threading.local()
@@ -63,12 +65,13 @@ class Shown:
 def look(connection: socket.socket, protocol: str, server_name: str | None, asked: Asked, timeout: float) -> Shown:
     """Return what the server at the other end of ``connection`` shows, and close the connection; raises nothing.
 
-    ``protocol`` is ``tls`` or one of :data:`handclasp.client.starttls.STARTTLS`; ``timeout`` (seconds) bounds what comes before TLS, and
-    the handshake.
+    ``protocol`` is ``tls`` or one of :data:`handclasp.client.starttls.STARTTLS`; ``timeout`` (seconds) bounds what comes before TLS (three
+    times as long for mail servers), and the handshake.
     """
-    shown = Shown()
+    shown, limit = Shown(), timeout * PATIENCE.get(protocol, 1.0)
     try:
-        begin("none" if protocol == "tls" else protocol, connection, timeout=timeout)
+        begin("none" if protocol == "tls" else protocol, connection, timeout=limit)
+        limit = timeout
         _handshake(connection, server_name, asked, shown, timeout)
     except NoTLS as error:
         shown.problem = str(error)
@@ -76,7 +79,7 @@ def look(connection: socket.socket, protocol: str, server_name: str | None, aske
         shown.nothing = _is_absence(error, asked)
         shown.problem = f"no handshake: {_words(error)}"
     except TimeoutError:
-        shown.problem = f"no handshake within {timeout:g} s"
+        shown.problem = f"no handshake within {limit:g} s"
     except OSError as error:
         shown.nothing = asked != "any"  # some servers hang up where they have nothing in common with us
         shown.problem = f"no handshake: {(error.strerror or type(error).__name__).lower()}"

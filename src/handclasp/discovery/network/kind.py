@@ -14,14 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+import socket
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs
 from msgspec import field as struct_field
 
+from handclasp.access.egress import forms_of
 from handclasp.clock import parse_duration
 from handclasp.discovery.network.endpoint import Answer, Endpoint, Looker, merged, to_observed
 from handclasp.discovery.network.pace import Pace
@@ -30,6 +34,7 @@ from handclasp.discovery.source import Count, Covered, Failed, Part, Place, Read
 from handclasp.discovery.tools import Tools
 from handclasp.errors import HandclaspError, Kind
 
+_NO_ADDRESS = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 HOSTS_IN_PART = 64
 THREADS = 32
 ADDRESSES_OF_A_NAME = 4
@@ -96,13 +101,15 @@ class NetworkKind:
 
     async def plan(self, settings: NetworkSettings, scope: Scope, tools: Tools) -> AsyncIterator[Part]:  # noqa: ARG002  (the contract)
         """Yield a part for each 256 addresses, and for each 64 names."""
-        targets = _understood(settings, scope).targets
+        plan = _understood(settings, scope)
+        targets, ports = plan.targets, len(plan.ports)
         for network in targets.networks:
-            for piece in parts_of(network, targets.denied_networks):
-                yield Part({"network": str(piece)})
+            for piece, addresses in parts_of(network, targets.denied_networks):
+                yield Part({"network": str(piece), "places": addresses * ports}, places=addresses * ports)
         hosts = [host for host in targets.hosts if host not in targets.denied_hosts]
         for first in range(0, len(hosts), HOSTS_IN_PART):
-            yield Part({"hosts": hosts[first : first + HOSTS_IN_PART]})
+            some = hosts[first : first + HOSTS_IN_PART]
+            yield Part({"hosts": some, "places": len(some) * ports}, places=len(some) * ports)
 
     async def read(self, settings: NetworkSettings, part: Part, place: str, tools: Tools) -> AsyncIterator[Reading]:
         """Look at each endpoint of a part."""
@@ -125,23 +132,39 @@ class _PartReading:
     def __init__(self, plan: _Plan, part: Part, looker: Looker, tools: Tools) -> None:
         self._plan, self._looker, self._tools = plan, looker, tools
         self._targets = list(_targets_of(part.spec, plan.targets))
+        self._planned = int(part.spec.get("places", 0))
+        """What the plan took it for; those of its addresses that are never read were not looked for then."""
+        self._denied: frozenset[str] = frozenset()
+        """Addresses of the names that the scope denies. They are among the targets, so that those have the same numbers each time."""
+        self._paces: dict[str, Pace] = {}
+        """By address: several names may lead to one host."""
         self._known: dict[str, frozenset[str] | None] = {}
         self._unsure: set[str] = set()
         """Units of which something did not answer: nobody can say that they were listed whole."""
 
     async def run(self, first: int) -> AsyncGenerator[Reading, None]:
-        """Yield what hosts from the one with the number ``first`` on show."""
+        """Yield what hosts from the one with the number ``first`` on show, in their order, while the next ones are looked at."""
+        self._denied = await _addresses_of(self._plan.targets.denied_hosts, self._plan.timeout)
         whole = first == 0  # of a part that another worker began, nobody knows any more what did not answer: the next scan will
         if whole:
-            yield Count(total=len(self._targets) * len(self._plan.ports))
-        each = max(1, self._plan.settings.connections // max(1, len(self._plan.ports)))
-        while first < len(self._targets) and not self._tools.stop.is_set():
-            for items in await asyncio.gather(*(self._host(target) for target in self._targets[first : first + each])):
-                for item in items:
+            yield Count(total=len(self._targets) * len(self._plan.ports) - self._planned)
+        ahead = max(1, self._plan.settings.connections // max(1, len(self._plan.ports)))
+        waiting, running = iter(self._targets[first:]), deque[asyncio.Task[list[Reading]]]()
+        try:
+            while not self._tools.stop.is_set():
+                running.extend(asyncio.create_task(self._host(target)) for target in islice(waiting, ahead - len(running)))
+                if not running:
+                    break
+                for item in await running[0]:
                     yield item
-            first = min(first + each, len(self._targets))
-            yield Place(str(first))
-        if whole and first >= len(self._targets):
+                running.popleft()
+                first += 1
+                yield Place(str(first))
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        if whole and first == len(self._targets):
             for unit in sorted({target.unit for target in self._targets} - self._unsure):
                 yield Covered(unit=unit, began_at=self._tools.began_at)
 
@@ -151,15 +174,30 @@ class _PartReading:
             addresses = await self._addresses(target)
         except HandclaspError as error:
             self._unsure.add(target.unit)
-            return [Failed(what=target.host, problem=error.detail), Count(read=len(self._plan.ports) - 1)]
-        pace = Pace(self._plan.settings.host_rate)
+            return await self._unreached(target, error.detail)
+        if not self._denied.isdisjoint(addresses):
+            return [Count(total=-len(self._plan.ports))]
+        paces = [self._paces.setdefault(address, Pace(self._plan.settings.host_rate)) for address in addresses]
         names = self._names(target)
         found: list[Reading] = []
         for port in self._plan.ports:
             endpoints = [Endpoint(target.host, address, port, names) for address in addresses]
-            answers = [await self._looker.look(endpoint, pace) for endpoint in endpoints]
+            answers = [await self._looker.look(endpoint, pace) for endpoint, pace in zip(endpoints, paces, strict=True)]
             found += await self._judge(target, answers)
         return found
+
+    async def _unreached(self, target: _Target, problem: str) -> list[Reading]:
+        """Return what is said of a host that has no address to connect to: where something was seen before, the problem is noted there."""
+        names, ports, at = self._names(target), self._plan.ports, self._tools.clock()
+        answers = [Answer(Endpoint(target.host, "", port, names), name) for port in ports for name in names]
+        found = [
+            to_observed(answer, unit=target.unit, at=at, problem=problem)
+            for answer in answers
+            if await self._is_known(target.unit, answer.endpoint.key(answer.name))
+        ]
+        if found:
+            return [*found, Count(total=len(found) - len(ports))]
+        return [Failed(what=target.host, problem=problem), Count(read=len(ports) - 1)]
 
     async def _addresses(self, target: _Target) -> list[str]:
         if _is_address(target.host):
@@ -223,6 +261,21 @@ def _targets_of(spec: dict[str, Any], targets: Targets) -> Iterator[_Target]:
     for address in network:
         if targets.admits(address):
             yield _Target(str(address), str(network), named=single)
+
+
+async def _addresses_of(names: Collection[str], timeout: float) -> frozenset[str]:
+    """Return the addresses of names that are not to be connected to; raise ``unavailable`` when nobody knows whether one has any."""
+    found: set[str] = set()
+    for name in names:
+        try:
+            async with asyncio.timeout(timeout):
+                infos = await asyncio.get_running_loop().getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError, UnicodeError) as error:
+            if isinstance(error, socket.gaierror) and error.errno in _NO_ADDRESS:
+                continue
+            raise HandclaspError(Kind.UNAVAILABLE, f"{name}, which the scope denies, cannot be looked up at the moment") from error
+        found |= {str(form) for info in infos for form in forms_of(ipaddress.ip_address(str(info[4][0]).partition("%")[0]))}
+    return frozenset(found)
 
 
 def _is_address(host: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from handclasp.access.egress import check_address
+from handclasp.access.egress import check_address, forms_of
 from handclasp.client.starttls import STARTTLS
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
@@ -46,17 +46,14 @@ class Targets:
     loopback: bool
 
     def admits(self, address: Address) -> bool:
-        """Tell whether an address may be read: not denied (as itself, or as the IPv4 address that it stands for), no metadata service, and
-        nothing of this machine's own unless that was allowed.
+        """Tell whether an address may be read: not denied (as itself, or as another one that leads to the same host), no metadata service,
+        and nothing of this machine's own unless that was allowed.
         """
         try:
             check_address(str(address), insecure=self.loopback)
         except HandclaspError:
             return False
-        forms: list[Address] = [address]
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            forms.append(address.ipv4_mapped)
-        return not any(form in network for form in forms for network in self.denied_networks)
+        return not any(form in network for form in forms_of(address) for network in self.denied_networks)
 
 
 def parse_ports(entries: Sequence[str]) -> list[Port]:
@@ -113,13 +110,21 @@ def parse_name(text: str) -> str:
     return name
 
 
-def parts_of(network: Network, denied: Sequence[Network]) -> Iterator[Network]:
-    """Yield a network in pieces of at most 256 addresses, without those that are denied as a whole."""
+def parts_of(network: Network, denied: Sequence[Network]) -> Iterator[tuple[Network, int]]:
+    """Yield a network in pieces of at most 256 addresses, each with how many of them are not denied; none of which all are.
+
+    ``denied`` does not overlap in itself, as :func:`parse_scope` returns it.
+    """
+    near = [other for other in denied if other.version == network.version and network.overlaps(other)]
     whole = network.max_prefixlen - PART_BITS
     pieces = network.subnets(new_prefix=whole) if network.prefixlen < whole else iter((network,))
     for piece in pieces:
-        if not any(piece.version == other.version and piece.subnet_of(other) for other in denied):  # type: ignore[arg-type]
-            yield piece
+        left = piece.num_addresses
+        for other in near:
+            if piece.overlaps(other):
+                left -= min(piece.num_addresses, other.num_addresses)  # of two networks that overlap, one is in the other
+        if left:
+            yield piece, left
 
 
 def _parse(entries: Sequence[str]) -> tuple[list[Network], list[str]]:
