@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handclasp.errors import Kind
-from handclasp.ownership.catalogue import Catalogue, Item, path_regex
+from handclasp.ownership.catalogue import MAX_PATH, Catalogue, Item, path_regex
 from handclasp.ownership.directories import READERS, read_backstage, read_codeowners, read_csv, read_json
 from handclasp.ownership.names import plain_owner
 from handclasp.ownership.nearest import Nearest
@@ -187,9 +187,40 @@ def test_any_pattern_of_paths_is_one_or_none(text: str) -> None:
     assert regex is None or regex.fullmatch("") is None
 
 
-def test_no_pattern_is_slow() -> None:
-    regex = path_regex("**/*a*/**/*b")
-    assert regex is None or regex.fullmatch("a" * 60 + "/" + "a/" * 200) is None
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("**/*a*/**/*b", "a" * 60 + "/" + "a/" * 200),
+        ("x*a*a*a*a*b", "x" + "a" * MAX_PATH),
+        ("*a" * 400 + "b", "a" * MAX_PATH),
+        ("**/a*a/" * 60 + "b", "aaa/" * (MAX_PATH // 4)),
+        ("?" * 400 + "*" + "?" * 400 + "b", "a" * MAX_PATH),
+    ],
+)
+def test_no_pattern_is_slow(pattern: str, path: str) -> None:
+    """Each star more would multiply the time by the length of the path, if what came before it were looked for again."""
+    regex = path_regex(pattern)
+    assert regex is not None
+    assert regex.fullmatch(path) is None
+
+
+def test_a_path_of_any_length_is_nobodys() -> None:
+    found = Catalogue((Item("c", "path", "*", ("a",)),))
+    assert found.path("a" * MAX_PATH)
+    assert not found.path("a" * (MAX_PATH + 1))
+
+
+PIECES = st.lists(st.sampled_from(["a", "b", "ab", "/", "*", "?", "**", "/**/", "**/"]), max_size=7).map("".join)
+PATHS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=5)
+
+
+@given(st.lists(PIECES, max_size=6), PATHS)
+def test_the_catalogue_finds_what_comparing_each_pattern_finds(patterns: list[str], path: list[str]) -> None:
+    whole = "/".join(path)
+    rules = [(pattern, path_regex(pattern)) for pattern in patterns]
+    covering = [place for place, (_, regex) in enumerate(rules) if regex is not None and regex.fullmatch(whole)]
+    found = Catalogue([Item("c", "path", pattern, (f"o{place}",), place=place) for place, pattern in enumerate(patterns)]).path(whole)
+    assert [item.owners for item in found] == [(f"o{place}",) for place in covering[-1:]]
 
 
 # --- importing ------------------------------------------------------------------------------------------------------------------------

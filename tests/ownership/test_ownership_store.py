@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, update
 
 from handclasp.errors import Kind
 from handclasp.log.entries import parse_entry
+from handclasp.ownership import assign, book
 from handclasp.ownership.due import due
 from handclasp.ownership.room import OwnershipRoom, open_ownership
 from handclasp.store import tables
@@ -341,6 +344,25 @@ def test_confirmation_by_link(migrated_url: str) -> None:
     run(migrated_url, work)
 
 
+def test_the_link_of_an_owner_that_left_is_over(migrated_url: str) -> None:
+    async def work(here: World) -> None:
+        await here.identities(WEB)
+        await here.teams("shop", "core")
+        await here.room.book.apply(RULES, WHO, "test")
+        await here.drain()
+        people = here.room.people
+        asked = await people.ask("shop", AskRequest(), WHO)
+        await here.teams("core")
+        with refused(Kind.NOT_FOUND):
+            await people.show(asked.secret)
+        with refused(Kind.NOT_FOUND):
+            await people.answer(asked.secret, ConfirmationAnswer(confirmed=[WEB]), {})
+        await here.teams("shop", "core")
+        assert (await people.answer(asked.secret, ConfirmationAnswer(confirmed=[WEB]), {})).confirmed == 1
+
+    run(migrated_url, work)
+
+
 def test_a_link_is_answered_once_however_many_answer_at_once(migrated_url: str) -> None:
     async def work(here: World) -> None:
         await here.identities(WEB)
@@ -469,7 +491,22 @@ def test_what_needs_a_person_comes_in_pages(migrated_url: str) -> None:
     run(migrated_url, work)
 
 
-def test_trying_rules(migrated_url: str) -> None:
+def test_trying_rules(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads: a megabyte of rules takes seconds, and so may a catalogue of twenty thousand patterns."""
+    threads = set()
+
+    def noting(module: Any, name: str) -> None:
+        done = getattr(module, name)
+
+        def doing(*args: Any) -> Any:
+            threads.add(threading.get_ident())
+            return done(*args)
+
+        monkeypatch.setattr(module, name, doing)
+
+    for module, name in ((book, "parse_ownership"), (book, "read_ownership"), (book, "Catalogue"), (assign, "evaluate")):
+        noting(module, name)
+
     async def work(here: World) -> None:
         (web,) = await here.identities(WEB)
         await here.teams("shop")
@@ -487,5 +524,6 @@ def test_trying_rules(migrated_url: str) -> None:
         assert not (await here.room.book.compare(RULES)).changes
         assert not (await here.room.book.apply(RULES, WHO, "test")).applied
         await here.store.ledger.commit(Write([], [Change(delete(tables.standing))]))
+        assert threading.get_ident() not in threads
 
     run(migrated_url, work)

@@ -6,7 +6,7 @@
     owners                     owners as rows, imported or made by hand; ``names`` is what they may be called
     due, gather, assign        what is to be derived again, the evidence for it, and the writes that come of it
     people                     what people say: assignments, and confirmations by link
-    views                      what is read: owners, everything that says whose an identity is, what needs a person
+    views, shown               what is read: owners, everything that says whose an identity is, what needs a person
     room                       all of it together
 
 Every assignment says which evidence it comes from, by which rule, how sure that is and since when; the order of evidence decides between

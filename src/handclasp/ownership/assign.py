@@ -6,6 +6,7 @@ costs nothing but the look. One process does this (a job of the leader); a perso
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -85,9 +86,11 @@ class Assigner:
         for row in await self._gather.assignments(ids):
             before[row.identity_id].append(row)
         evidence = await self._gather.evidence(ids, {key: _said(rows) for key, rows in before.items()})
+        # In a thread: rules and catalogue may be large, and what they are held against comes from outside.
+        judged = await asyncio.to_thread(lambda: [_judged(identity.name, evidence[identity.id], book) for identity in identities])
         work = _Work(self._clock())
-        for identity in identities:
-            work.judge(identity, before[identity.id], _judged(identity.name, evidence[identity.id], book))
+        for identity, judgement in zip(identities, judged, strict=True):
+            work.judge(identity, before[identity.id], judgement)
         changes = [*work.changes(), *also]
         if changes:
             await self._store.ledger.commit(Write([], changes))
@@ -98,10 +101,10 @@ class Assigner:
         if evidence is None:
             row = await self._store.row(select(tables.identity).where(tables.identity.c.name == name))
             if row is None:
-                return _judged(name, Evidence(), book)
+                return await asyncio.to_thread(_judged, name, Evidence(), book)
             said = _said(await self._gather.assignments([row.id]))
             evidence = (await self._gather.evidence([row.id], {row.id: said}))[row.id]
-        return _judged(name, evidence, book)
+        return await asyncio.to_thread(_judged, name, evidence, book)
 
 
 def _judged(name: str, evidence: Evidence, book: Book) -> Judgement:

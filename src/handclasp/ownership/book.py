@@ -19,7 +19,7 @@ from handclasp.ownership.rules import Known
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
-from handclasp.wire import PolicyDiff
+from handclasp.wire import PolicyChange, PolicyDiff
 
 KIND = "ownership"
 
@@ -51,6 +51,7 @@ class OwnershipBook:
         self._owners = owners
         self._clock = clock
         self._book = Book(EMPTY, Known(), "")
+        self._reading = asyncio.Lock()
 
     async def version(self) -> str:
         """Return what changes whenever rules, owners or catalogue do."""
@@ -59,12 +60,13 @@ class OwnershipBook:
     async def current(self) -> Book:
         """Return the rules and owners in force."""
         version = await self.version()
-        if version != self._book.version:
-            # What is read now is at least as new as its version: when it is newer, that version comes next, and all is derived again.
-            names = frozenset(row.name for row in await self._store.rows(select(tables.owner.c.name)))
-            known = Known(names, Catalogue(await self._owners.catalogue()))
-            self._book = Book(read_ownership((await self.document()).text), known, version)
-        return self._book
+        async with self._reading:  # one at a time: each takes a thread for as long as the documents are large
+            if version != self._book.version:
+                # What is read now is at least as new as its version: when it is newer, that version comes next, and all is derived again.
+                names = frozenset(row.name for row in await self._store.rows(select(tables.owner.c.name)))
+                known = Known(names, await asyncio.to_thread(Catalogue, await self._owners.catalogue()))
+                self._book = Book(await asyncio.to_thread(read_ownership, (await self.document()).text), known, version)
+            return self._book
 
     async def document(self) -> Applied:
         """Return the applied text."""
@@ -75,16 +77,26 @@ class OwnershipBook:
 
     async def compare(self, text: str) -> PolicyDiff:
         """Return what applying ``text`` would change. Raises ``bad_policy``."""
-        # In a thread: whoever may read may send a megabyte of rules, and reading that takes seconds.
-        wanted = await asyncio.to_thread(parse_ownership, text)
-        changes = diff(read_ownership((await self.document()).text), wanted)
+        changes = await self._changes((await self.document()).text, text)
         return PolicyDiff(changes=changes, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+    async def read(self, text: str) -> OwnershipRules:
+        """Return the rules in a text. Raises ``bad_policy``.
+
+        In a thread, and one at a time: whoever may read may send a megabyte of rules, and reading that takes seconds.
+        """
+        async with self._reading:
+            return await asyncio.to_thread(parse_ownership, text)
+
+    async def _changes(self, before: str, text: str) -> list[PolicyChange]:
+        async with self._reading:
+            return await asyncio.to_thread(lambda: diff(read_ownership(before), parse_ownership(text)))
 
     async def apply(self, text: str, who: Mapping[str, str], by: str) -> PolicyDiff:
         """Put ``text`` in force; durable and logged on return, and every identity is derived again from now on."""
         digest = hashlib.sha256(text.encode())
         before = await self.document()
-        changes = diff(read_ownership(before.text), parse_ownership(text))
+        changes = await self._changes(before.text, text)
         if before.sha256 == digest.hexdigest():
             return PolicyDiff(changes=[], sha256=before.sha256)
         now = self._clock()

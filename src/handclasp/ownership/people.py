@@ -292,7 +292,9 @@ class People:
         link = tables.confirmation.c
         row = None
         if _SECRET.fullmatch(secret):
-            row = await self._store.row(select(tables.confirmation).where(link.secret_sha256 == _hash(secret)))
+            # Who left the directory since may still have the link, and speaks for nobody any more.
+            there = select(tables.owner.c.name).where(tables.owner.c.name == link.owner, tables.owner.c.left_at.is_(None))
+            row = await self._store.row(select(tables.confirmation).where(link.secret_sha256 == _hash(secret), there.exists()))
         if row is None or row.expires_at <= self._clock():
             raise HandclaspError(Kind.NOT_FOUND, "there is no such link, or it is over", hint="ask for a new one")
         return row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from handclasp.clock import Clock, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.ownership.assign import Assigner
 from handclasp.ownership.book import OwnershipBook
-from handclasp.ownership.document import parse_ownership
 from handclasp.ownership.nearest import Nearest
-from handclasp.ownership.rules import Candidate, Evidence, Judgement, rank
+from handclasp.ownership.rules import Evidence, Judgement, rank
+from handclasp.ownership.shown import said_of, show_candidate, show_row
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.wire.ownership import Assignment, Assignments, Owner, Ownership, OwnershipItem, OwnershipTest, Sweep
@@ -107,7 +106,6 @@ class OwnershipViews:
         identity = await self._store.row(select(tables.identity).where(tables.identity.c.name == name))
         if identity is None:
             raise HandclaspError(Kind.NOT_FOUND, f"there is no identity {name[:300]}", hint="handclasp identity list")
-        rows = await self._store.rows(select(tables.assignment).where(tables.assignment.c.identity_id == identity.id))
         return Assignments(
             identity=name,
             owner=identity.owner,
@@ -115,15 +113,14 @@ class OwnershipViews:
             environment=identity.environment,
             owner_left=await self._has_left(identity.owner),
             known=True,
-            items=[_assignment(row) for row in sorted(rows, key=rank)],
+            items=await said_of(self._store, identity.id),
         )
 
     async def test(self, wanted: OwnershipTest) -> Assignments:
         """Say who would own an identity; writes nothing. Raises ``bad_policy`` for rules that are none."""
         book = await self._book.current()
         if wanted.text is not None:
-            rules = await asyncio.to_thread(parse_ownership, wanted.text)  # as in OwnershipBook.compare
-            book = type(book)(rules, book.known, book.version)
+            book = type(book)(await self._book.read(wanted.text), book.known, book.version)
         evidence = Evidence(places=(wanted.facts,)) if wanted.facts is not None else None
         identity = await self._store.row(select(tables.identity.c.id).where(tables.identity.c.name == wanted.identity))
         judgement = await self._assigner.judge(wanted.identity, evidence, book)
@@ -137,7 +134,7 @@ class OwnershipViews:
             environment=judgement.environment,
             owner_left=await self._has_left(judgement.owner),
             known=known,
-            items=[_candidate(one) for one in judgement.candidates],
+            items=[show_candidate(one) for one in judgement.candidates],
         )
 
     async def _has_left(self, owner: str | None) -> bool:
@@ -206,7 +203,7 @@ class OwnershipViews:
         items = []
         for identity in identities:
             said = by_identity[identity.id]
-            guesses = [_assignment(row) for row in said if row.owner and row.evidence != "denied"]
+            guesses = [show_row(row) for row in said if row.owner and row.evidence != "denied"]
             if nearest is not None:
                 guesses = _with_near(guesses, nearest.of(identity.name), {row.owner for row in said if row.evidence == "denied"})
             until = next((row.due_at for row in said if row.due_at is not None), None)
@@ -247,36 +244,6 @@ def _with_near(guesses: list[Assignment], near: Iterable[tuple[str, str, int]], 
         for owner, part, sure in near
         if owner not in known
     ]
-
-
-def _assignment(row: Row[Any]) -> Assignment:
-    return Assignment(
-        evidence=row.evidence,
-        rule=row.rule,
-        owner=row.owner or None,
-        tier=row.tier,
-        environment=row.environment,
-        detail=row.detail,
-        confidence=row.confidence,
-        at=rfc3339(row.at),
-        confirm_by=rfc3339(row.due_at) if row.due_at is not None else None,
-        stands=row.stands,
-    )
-
-
-def _candidate(one: Candidate) -> Assignment:
-    return Assignment(
-        evidence=one.evidence,
-        rule=one.rule,
-        owner=one.owner or None,
-        tier=one.tier,
-        environment=one.environment,
-        detail=one.detail,
-        confidence=one.confidence,
-        at=None,
-        confirm_by=rfc3339(one.due_at) if one.due_at is not None else None,
-        stands=one.stands,
-    )
 
 
 def _owner(row: Row[Any], identities: int, overdue: int = 0) -> Owner:
