@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handclasp.access.tokens import TokenGrant, Tokens, new_token
+from handclasp.access.tokengrant import TokenGrant
+from handclasp.access.tokens import Tokens, new_token
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store.database import Store
 from handclasp.store.writes import Write
@@ -84,6 +85,7 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("a bad network", {"cidr": ["10.0.0.1/8"]}),
     ("names without a profile", {"profiles": []}),
     ("names and scopes", {"scopes": ["log:read"]}),
+    ("scopes and a number of certificates", {"allow": [], "profiles": [], "scopes": ["log:read"], "uses": 3}),
     ("a scope that does not exist", {"allow": [], "profiles": [], "scopes": ["everything"]}),
     ("the agent profile without being for agents", {"profiles": ["agent"]}),
     ("labels without being for agents", {"labels": {"a": "b"}}),

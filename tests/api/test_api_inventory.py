@@ -42,6 +42,14 @@ def test_one_identity_tells_whose_it_is_who_may_have_it_and_what_to_do(live: Liv
     admin("GET", path_of(f"{PREFIX}/detail/none")).refused(Kind.NOT_FOUND)
 
 
+def test_the_servers_own_certificate_needs_no_grant(admin: Client) -> None:
+    detail = admin.get(path_of("spiffe://example.org/handclasp/server"))
+    (grant,) = detail["grants"]
+    assert (grant["grant"], grant["renew"]) == ("server", True)
+    assert "its own" in grant["who"]
+    assert "no_grant" not in {step["kind"] for step in detail["next_steps"]}
+
+
 def test_lineage_is_the_line_in_order(live: Live, admin: Client) -> None:
     from handclasp.client.csr import new_request
 

@@ -58,6 +58,7 @@ def test_rules_people_and_links(live: Live, admin: Client, nobody: Client) -> No
     page = nobody("GET", created["path"])
     assert page.status == 200
     assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["cache-control"] == "no-store"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "script" not in page.text
     assert secret not in page.text
@@ -67,6 +68,7 @@ def test_rules_people_and_links(live: Live, admin: Client, nobody: Client) -> No
     answer = f"for%3A{web.replace(':', '%3A').replace('/', '%2F')}=confirm&for%3A{api.replace(':', '%3A').replace('/', '%2F')}=deny"
     done = nobody("POST", created["path"], answer.encode(), headers=form)
     assert "1 confirmed, 1 denied" in done.text
+    assert done.headers["cache-control"] == "no-store"
     assert "answered" in nobody("GET", created["path"]).text
     assert "answered already" in nobody("POST", created["path"], answer.encode(), headers=form).text
     nobody("POST", f"/v1/confirmations/{secret}", {"confirmed": [web]}).refused(Kind.CONFLICT, "answered")
@@ -87,6 +89,7 @@ def test_a_links_secret_is_in_no_log_and_no_answer(live: Live, admin: Client, no
         answer = nobody("GET", path)
         assert answer.kind == "not_found"
         assert "s3cret" not in answer.text
+        assert answer.headers["cache-control"] == "no-store"
     nobody("POST", f"/v1/confirmations/{secret}", {"confirmed": ["dns:x"]}).refused(Kind.NOT_FOUND)
     assert "Nothing to answer" in nobody("GET", f"/confirm/{secret}").text
     nobody("GET", f"/v1/tokens/{secret}").refused(Kind.NOT_AUTHENTICATED)

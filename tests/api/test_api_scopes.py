@@ -146,6 +146,17 @@ def test_every_route_says_who_may_call_it() -> None:
     assert len({(route.method, route.path) for route in API}) == len(API)
 
 
+def test_what_owners_may_do_with_their_own_is_about_one_identity() -> None:
+    assert {(route.method, route.path): route.own_scope for route in API if route.own_scope} == {
+        ("POST", "/v1/certificates/{sha256}:revoke"): "certificates:revoke",
+        ("POST", "/v1/certificates/{sha256}:triage"): "inventory:write",
+        ("POST", "/v1/identities/{identity:path}:assign"): "owners:write",
+        ("POST", "/v1/rotations"): "certificates:rotate",
+    }
+    with pytest.raises(ValueError, match="nothing that is done for an owner"):
+        Route("GET", "/x", API[0].handler, "policy:write", "x", own_scope="policy:write")
+
+
 def test_what_is_public_is_what_everybody_who_verifies_needs() -> None:
     assert {route.path for route in API if route.scope == PUBLIC} == {
         "/v1/bundles", "/v1/bundles/{trust_domain}", "/v1/bundles/{trust_domain}.pem", "/v1/crls/{trust_domain}.pem", "/v1/openapi.json",

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from handclasp.client.api import ApiClient
-from handclasp.errors import Kind
+from handclasp.errors import HandclaspError, Kind
 from handclasp.wire.discovery import LeaseRequest, PartLease, PartRecord
 from handclasp.wire.observations import Observed, Seen, Sightings
 from support.fake_server import FakeAuthority
@@ -73,6 +73,7 @@ BAD: list[tuple[dict[str, Any], Kind, str]] = [
     ({"runs": "agents"}, Kind.BAD_SETTING, "agents cannot read a source of the kind network"),
     ({"kind": "files", "settings": {}, "runs": "server"}, Kind.BAD_SETTING, "read by agents"),
     ({"token": "secret"}, Kind.BAD_REQUEST, "token"),
+    ({"name": "bad name"}, Kind.BAD_REQUEST, "begins with a letter or a digit"),
 ]
 
 
@@ -156,7 +157,11 @@ def test_collectors_do_not_get_what_the_server_reads(live: Live, admin: Client) 
     add(admin, "near", settings={"ports": [str(free_port())], "rate": 1.0}, scope={"allow": ["127.0.0.0/28"]})
     scan = admin("POST", "/v1/sources/near:run", {}).ok(201)["id"]
     with collector(live) as client:
-        assert client.lease_part(LeaseRequest(worker="pod-1", source="near")).scan is None
+        for name, kind in (("near", Kind.CONFLICT), ("nowhere", Kind.NOT_FOUND)):  # who waits for it would wait for ever
+            with pytest.raises(HandclaspError) as caught:
+                client.lease_part(LeaseRequest(worker="pod-1", source=name))
+            assert caught.value.kind is kind
+        assert client.lease_part(LeaseRequest(worker="pod-1", kinds=["network"])).scan is None
         assert not client.record_part(scan, 0, PartRecord(lease="pod-1/anything")).held
     admin("POST", f"/v1/scans/{scan}/parts/x:record", {"lease": "a"}).refused(Kind.BAD_REQUEST)
     admin("POST", f"/v1/scans/{scan}/parts/0:record", {"lease": "a", "parts": [{}]}).refused(Kind.BAD_REQUEST)

@@ -98,6 +98,20 @@ def test_from_one_network_only(live: Live) -> None:
         client("POST", "/v1/certificates", {"csr": csr}).ok(201)
 
 
+def test_the_api_is_for_that_network_only_too(live: Live, admin: Client) -> None:
+    elsewhere = live.token("inventory:read", "certificates:revoke", cidr=["10.0.0.0/8"])
+    with live.client(elsewhere) as client:
+        client("GET", "/v1/certificates").refused(Kind.NOT_ALLOWED, "is not to be used from 127.0.0.1")
+        client("POST", f"/v1/certificates/{'0' * 64}:revoke", {"reason": "superseded"}).refused(Kind.NOT_ALLOWED)
+        client("GET", "/v1/whoami").refused(Kind.NOT_FOUND)
+    [one] = admin.get("/v1/log/entries", type="access.refused", limit=1)["items"]
+    assert one["entry"]["who"]["id"] in elsewhere
+    with live.client(live.issuing_token(f"{PREFIX}/net", cidr=["10.0.0.0/8"])) as client:
+        client("GET", f"/v1/certificates/{'0' * 64}:renewal-info").refused(Kind.NOT_ALLOWED, "is not to be used from")
+    with live.client(live.token("inventory:read", cidr=["127.0.0.0/30"])) as client:
+        client("GET", "/v1/certificates").ok()
+
+
 def test_for_one_csr_only(live: Live) -> None:
     _, csr = new_request("p256", identity=None)
     der = x509.load_pem_x509_csr(csr.encode()).public_bytes(Encoding.DER)

@@ -153,6 +153,13 @@ def check_scope(principal: Principal, scope: str) -> Allowed | Refused:
     return Refused(Kind.NOT_ALLOWED, f"this needs the scope {scope}, which {principal.describe()} does not have")
 
 
+def check_source(principal: Principal, address: str | None) -> Allowed | Refused:
+    """Decide whether the principal may come from a network address at all: a token that names networks is worth nothing elsewhere."""
+    if isinstance(principal, TokenPrincipal) and not principal.may_come_from(address):
+        return Refused(Kind.NOT_ALLOWED, f"{principal.grant.name} is not to be used from {address or 'an unknown address'}")
+    return Allowed(principal.describe())
+
+
 # --- what holds for everyone ------------------------------------------------------------------------------------------------------------
 
 

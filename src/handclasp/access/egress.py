@@ -15,6 +15,7 @@ from handclasp.errors import HandclaspError, Kind
 _METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 # The last 32 bits are an IPv4 address: NAT64 (RFC 6052, RFC 8215) and the old IPv4-compatible form (RFC 4291 section 2.5.5.1).
 _EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+_MAPPED, _NAT64 = b"\0" * 10 + b"\xff\xff", b"\x00\x64\xff\x9b" + b"\0" * 8
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
 
 
@@ -50,18 +51,26 @@ def check_address(address: str, *, insecure: bool = False) -> None:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError as error:
         raise HandclaspError(Kind.NOT_ALLOWED, "this is not an IP address") from error
-    for each in (parsed, *_inside(parsed)):
+    for each in forms_of(parsed):
         if each in _METADATA or each.is_link_local or each.is_multicast or each.is_unspecified:
             raise HandclaspError(Kind.NOT_ALLOWED, f"{address} is not an address to connect to")
         if each.is_loopback and not insecure:
             raise HandclaspError(Kind.NOT_ALLOWED, f"{address} is this machine itself")
 
 
-def _inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """Return the IPv4 addresses that an IPv6 address stands for, where something on the way translates."""
+def forms_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Return an address and the others that lead to the same host: the IPv4 addresses that an IPv6 address stands for where something on
+    the way translates, and those in IPv6 with the prefixes for that. Who denies one of them denies them all.
+    """
+    plain: list[ipaddress.IPv4Address | None]
     if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _EMBEDDING):
-        found.append(ipaddress.IPv4Address(address.packed[-4:]))
-    return [one for one in found if one is not None]
+        plain = [address]
+    else:
+        plain = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if any(address in network for network in _EMBEDDING):
+            plain.append(ipaddress.IPv4Address(address.packed[-4:]))
+    forms: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [address]
+    for one in plain:
+        if one is not None:
+            forms += [one, *(ipaddress.IPv6Address(prefix + one.packed) for prefix in (_MAPPED, _NAT64))]
+    return forms

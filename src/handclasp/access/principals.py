@@ -59,6 +59,11 @@ class TokenPrincipal:
 
     kind = "token"
 
+    def may_come_from(self, address: str | None) -> bool:
+        """Tell whether the token may be presented from a network address; None, an unknown one, is in no network."""
+        sources = self.grant.sources
+        return not sources or (address is not None and sources.covers_source(address))
+
     def describe(self) -> str:
         """Return who this is, in words for rows and messages."""
         return f"token:{self.id} ({self.name})"

@@ -27,10 +27,7 @@ SCOPES_OF: Mapping[str, frozenset[str]] = {
     "auditor": _READS,
     "team": _READS,
 }
-"""What each role may do."""
-
-OWN_SCOPES = frozenset({"certificates:revoke", "certificates:rotate", "inventory:write", "owners:write"})
-"""What whoever acts for an owner may do besides, with that owner's identities and their certificates alone."""
+"""What each role may do. Whoever acts for an owner may do more with that owner's own: see :mod:`handclasp.access.owned`."""
 
 
 @dataclass(frozen=True, slots=True)

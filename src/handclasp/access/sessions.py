@@ -93,9 +93,9 @@ class Sessions:
         """Sign a proven caller in; durable and logged on return. Raises ``not_allowed`` for who has no role here."""
         now = self._clock()
         kept, ends = self._kept(principal)
-        user = await self._user(kept)
+        user = await self._user(kept, source.get("address"))
         if user is None:
-            raise _no_role(principal)
+            raise _no_role(principal, source.get("address"))
         secret = base64.urlsafe_b64encode(self._random(32)).decode().rstrip("=")
         expires_at = min(now + self._lifetime, ends) if ends else now + self._lifetime
         row = {
@@ -110,9 +110,10 @@ class Sessions:
         await self._store.ledger.commit(Write([entry], [Change(insert(table).values(row), expect=1)]))
         return Session(user, secret, expires_at)
 
-    async def find(self, secret: str, *, active: bool = True) -> Session | None:
+    async def find(self, secret: str, *, address: str | None = None, active: bool = True) -> Session | None:
         """Return the session of a cookie, as it is now; None when there is none any more.
 
+        A token that names networks opens no session from elsewhere, and none is gone on with from elsewhere: ``address`` is the caller's.
         ``active`` is off for what a page asks by itself: a page that is left open must not keep its session open.
         """
         if not 32 <= len(secret) <= 64 or not secret.isascii():
@@ -125,7 +126,7 @@ class Sessions:
         if now >= expires_at or now - used_at >= self._idle:
             return None
         kept = msgspec.json.decode(principal, type=_Kept)
-        user = await self._user(kept) if kept.v == 1 else None
+        user = await self._user(kept, address) if kept.v == 1 else None
         if user is None:
             return None
         if active and now - used_at >= min(_TOUCH, self._idle // 4):
@@ -158,11 +159,11 @@ class Sessions:
         shown = str(principal.claims.get("email") or principal.claims.get("preferred_username") or principal.subject)[:200]
         return _Kept(v=1, means="oidc", key=principal.subject, name=shown, held=self._roles.held(principal.claims)), 0
 
-    async def _user(self, kept: _Kept) -> ConsoleUser | None:
+    async def _user(self, kept: _Kept, address: str | None) -> ConsoleUser | None:
         """Return the person as they are now: by the token or the certificate as it is, and the roles as they are set."""
         if kept.means == "token":
             token = await self._tokens.principal_of(kept.key)
-            if token is None or not token.scopes:
+            if token is None or not token.scopes or not token.may_come_from(address):
                 return None
             return ConsoleUser(f"token:{token.id}", token.name, _role_of_scopes(token.scopes), token.scopes)
         role: Role | None
@@ -185,7 +186,9 @@ def _role_of_scopes(scopes: frozenset[str]) -> str:
     return "auditor" if all(scope.endswith(":read") for scope in scopes) else "operator"
 
 
-def _no_role(principal: TokenPrincipal | CertificatePrincipal | OidcPrincipal) -> HandclaspError:
+def _no_role(principal: TokenPrincipal | CertificatePrincipal | OidcPrincipal, address: str | None) -> HandclaspError:
+    if isinstance(principal, TokenPrincipal) and not principal.may_come_from(address):
+        return HandclaspError(Kind.NOT_ALLOWED, f"this token is not to be used from {address or 'an unknown address'}")
     if isinstance(principal, TokenPrincipal):
         hint = "make one that does: handclasp token create --name NAME --scope certificates:read --scope inventory:read"
         return HandclaspError(Kind.NOT_ALLOWED, "this token obtains certificates and does not use the API", hint=hint)

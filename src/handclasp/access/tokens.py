@@ -20,9 +20,9 @@ import msgspec
 from sqlalchemy import Row, and_, insert, or_, select, update
 
 from handclasp import wire
-from handclasp.access.grants import AGENT_PROFILE, Grant
-from handclasp.access.patterns import DnsPatterns, EmailPatterns, IdentityPatterns, Networks
-from handclasp.access.principals import SCOPES, Principal, TokenPrincipal
+from handclasp.access.grants import Grant
+from handclasp.access.principals import Principal, TokenPrincipal
+from handclasp.access.tokengrant import TokenGrant, bad_request, requested_grant
 from handclasp.clock import Clock, format_duration, parse_duration, rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import make_entry
@@ -32,68 +32,10 @@ from handclasp.store.writes import Change, Write
 
 MAX_CACHED = 10_000
 MAX_LIFETIME = 366 * 86400.0  # seconds; a token that should live longer should be a policy
-MAX_LABELS = 50
 STATES = ("active", "spent", "expired", "revoked")
 
 _TOKEN = re.compile(r"hct_([a-z2-7]{16})_([A-Za-z0-9_-]{43})")
-_SECRET = re.compile(r"(hct_[a-z2-7]*|hcc_)[\w-]*|eyJ[\w-]+\.[\w.-]*")
 _ID = re.compile(r"[a-z2-7]{16}")
-
-
-class TokenGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a token allows, as its row keeps it. Stored: fields are only ever added, with a default that means what their absence meant."""
-
-    v: int
-    """1. A row with a higher number was written by a newer server, and allows nothing here."""
-    allow: tuple[str, ...] = ()
-    allow_dns: tuple[str, ...] = ()
-    allow_ip: tuple[str, ...] = ()
-    allow_email: tuple[str, ...] = ()
-    profiles: tuple[str, ...] = ()
-    max_ttl_ms: int | None = None
-    cidr: tuple[str, ...] = ()
-    csr_hash: str | None = None
-    renew: bool = False
-    agent: bool = False
-    labels: dict[str, str] = {}
-    scopes: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the one form in which it is stored."""
-        return msgspec.json.encode(self, order="deterministic").decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> TokenGrant:
-        """Return what :meth:`to_json` wrote; raise ``internal`` for what this version did not write."""
-        try:
-            found = msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise HandclaspError(Kind.INTERNAL, "a stored token cannot be read") from error
-        if found.v != 1:
-            raise HandclaspError(Kind.INTERNAL, "a stored token was written by a newer version")
-        return found
-
-    def to_grant(self, token_id: str) -> Grant:
-        """Return it compiled, as the grant ``token:ID``. Raises ``bad_policy`` for a bad pattern."""
-        return Grant(
-            name=f"token:{token_id}",
-            identities=IdentityPatterns(self.allow),
-            dns=DnsPatterns(self.allow_dns),
-            ip=Networks(self.allow_ip),
-            email=EmailPatterns(self.allow_email),
-            profiles=frozenset(self.profiles),
-            max_ttl=None if self.max_ttl_ms is None else self.max_ttl_ms / 1000,
-            sources=Networks(self.cidr),
-            renew=self.renew,
-            agent=self.agent,
-        )
-
-
-def masked(text: str) -> str:
-    """Return text from outside as it may be logged and shown: without the token (ours or a JWT) that somebody put there by mistake, and
-    without the secret of a confirmation link, which stands in its path."""
-    return _SECRET.sub(r"\1…", text) if "hct_" in text or "hcc_" in text or "eyJ" in text else text
-
 
 # --- making one -------------------------------------------------------------------------------------------------------------------------
 
@@ -108,78 +50,22 @@ def new_token(
     """
     lifetime = parse_duration(request.expires)
     if not 0 < lifetime <= MAX_LIFETIME:
-        raise _bad(f"a token expires after more than nothing and at most {format_duration(MAX_LIFETIME)}")
-    grant = _token_grant(request)
-    _check_scopes(request, created_by)
+        raise bad_request(f"a token expires after more than nothing and at most {format_duration(MAX_LIFETIME)}")
     token_id = base64.b32encode(random(10)).decode().lower()
     secret = base64.urlsafe_b64encode(random(32)).decode().rstrip("=")
-    try:
-        compiled = grant.to_grant(token_id)
-    except HandclaspError as error:
-        raise HandclaspError(Kind.BAD_REQUEST, error.detail, hint=error.hint) from error
-    _check_grant(request, compiled)
+    grant = requested_grant(request, token_id, created_by)
     row = {
         "id": token_id,
         "name": request.name,
         "secret_sha256": hashlib.sha256(secret.encode()).digest(),
         "owner": request.owner,
         "grant": grant.to_json(),
-        "uses": request.uses,
+        "uses": 0 if request.scopes else request.uses,  # what uses the API obtains nothing, so there is nothing to count
         "used": 0,
         "created_at": now,
         "expires_at": now + round(lifetime * 1000),
     }
     return row, f"hct_{token_id}_{secret}"
-
-
-def _token_grant(request: wire.TokenRequest) -> TokenGrant:
-    max_ttl = None if request.max_ttl is None else round(parse_duration(request.max_ttl) * 1000)
-    if max_ttl == 0:
-        raise _bad("a certificate lives longer than nothing")
-    return TokenGrant(
-        v=1,
-        allow=tuple(request.allow),
-        allow_dns=tuple(request.allow_dns),
-        allow_ip=tuple(request.allow_ip),
-        allow_email=tuple(request.allow_email),
-        profiles=tuple(request.profiles),
-        max_ttl_ms=max_ttl,
-        cidr=tuple(request.cidr),
-        csr_hash=request.csr_hash,
-        renew=request.renew,
-        agent=request.agent,
-        labels=dict(request.labels),
-        scopes=tuple(sorted(set(request.scopes))),
-    )
-
-
-def _check_grant(request: wire.TokenRequest, grant: Grant) -> None:
-    if grant.identities.has_placeholders or grant.dns.has_placeholders or grant.email.has_placeholders:
-        raise _bad("a token has no claims to fill placeholders with; write the name, or a policy grant")
-    issues = grant.has_names or request.agent or bool(request.profiles)
-    if request.scopes and issues:
-        raise _bad("a token either issues certificates or uses the API: make two")
-    if grant.has_names and not request.profiles:
-        raise _bad("a token that names identities also names the profiles they may have", "add --profile workload")
-    if AGENT_PROFILE in request.profiles and not request.agent:
-        raise _bad("only an enrolment token issues agents' certificates", "add --agent")
-    if request.labels and not request.agent:
-        raise _bad("labels are an agent's: only an enrolment token has them", "add --agent")
-    if len(request.labels) > MAX_LABELS or any(not key or len(key) + len(value) > 512 for key, value in request.labels.items()):
-        raise _bad(f"at most {MAX_LABELS} labels, each with a name, of 512 characters together")
-
-
-def _check_scopes(request: wire.TokenRequest, created_by: Principal | str) -> None:
-    for scope in request.scopes:
-        if scope not in SCOPES:
-            raise _bad(f"{scope!r} is not a scope", f"known are {', '.join(SCOPES)}")
-        if isinstance(created_by, str) or scope in created_by.scopes or "admin" in created_by.scopes:
-            continue
-        raise HandclaspError(Kind.NOT_ALLOWED, f"nobody gives away a scope that they do not hold: {scope}")
-
-
-def _bad(detail: str, hint: str = "") -> HandclaspError:
-    return HandclaspError(Kind.BAD_REQUEST, detail, hint=hint)
 
 
 # --- the store's tokens -----------------------------------------------------------------------------------------------------------------
@@ -315,7 +201,7 @@ class Tokens:
         Raises ``bad_request`` for an unknown filter or state, a limit outside 1 to 1000, or a cursor that is not from here.
         """
         if not 1 <= limit <= 1000:
-            raise _bad("a limit is 1 to 1000")
+            raise bad_request("a limit is 1 to 1000")
         now = self._clock()
         query = select(table).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit + 1)
         for key, value in (filters or {}).items():
@@ -371,7 +257,7 @@ def _condition(key: str, value: str, now: int) -> Any:
     if key in ("name", "owner"):
         return table.c[key] == value
     if key != "state" or value not in STATES:
-        raise _bad(f"{key}={value} is not a filter for tokens", f"name, owner, or state with one of {', '.join(STATES)}")
+        raise bad_request(f"{key}={value} is not a filter for tokens", f"name, owner, or state with one of {', '.join(STATES)}")
     if value == "revoked":
         return table.c.revoked_at.is_not(None)
     alive = and_(table.c.revoked_at.is_(None), table.c.expires_at > now)
@@ -392,7 +278,7 @@ def _read_cursor(text: str) -> tuple[int, str]:
             return int(at), token_id
     except (binascii.Error, ValueError):
         pass
-    raise _bad("this cursor is not from here")
+    raise bad_request("this cursor is not from here")
 
 
 def _to_wire(row: Row[Any], now: int) -> wire.Token:

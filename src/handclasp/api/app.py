@@ -18,10 +18,10 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from handclasp.access.authorize import Refused, check_scope
+from handclasp.access.authorize import Allowed, Refused, check_scope, check_source
 from handclasp.access.limits import network_key
+from handclasp.access.masking import masked
 from handclasp.access.principals import Principal
-from handclasp.access.tokens import masked
 from handclasp.api.authenticate import authenticate
 from handclasp.api.problems import STATUS, to_problem
 from handclasp.api.routes import ANY_PRINCIPAL, PUBLIC, SECURITY, Call, Plain, Route, Streamed
@@ -31,6 +31,7 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.log.entries import make_entry
 from handclasp.store.writes import Write
+from handclasp.wire.base import NAME_PATTERN, NAME_WORDS
 
 REQUESTS = Counter("handclasp_requests_total", "Requests answered, by route and status.", ["method", "path", "status"])
 SECONDS = Histogram(
@@ -128,7 +129,7 @@ class Endpoint:
         certificate = scope.get("extensions", {}).get("tls", {}).get("client_sha256")
         if route.scope != PUBLIC:
             caller[0] = await authenticate(services, headers, certificate)
-            self.admit(caller[0], action, scope)
+            self.admit(caller[0], action, scope, source)
         if "\0" in scope["path"]:  # PostgreSQL has no text with it, and no name of ours
             raise HandclaspError(Kind.NOT_FOUND, "there is nothing at this address", hint="see /v1/openapi.json")
         body = await _read_body(receive, headers, min(route.max_body or services.max_body, services.max_body)) if action.has_body else b""
@@ -138,10 +139,12 @@ class Endpoint:
         value = await route.handler(call)
         return await begin(route, value) if isinstance(value, Streamed) else _to_answer(route, value, headers)
 
-    def admit(self, principal: Principal | None, action: Action, scope: Scope) -> None:
+    def admit(self, principal: Principal | None, action: Action, scope: Scope, source: Source) -> None:
         """Raise ``not_authenticated``, ``not_allowed`` or ``rate_limited`` unless this caller may call this now."""
         _check_may_call(principal, action.route)
         assert principal is not None
+        if not _logs_itself(scope):  # else it is part of that decision
+            _insist(check_source(principal, source.address))
         name = principal.describe()
         self._services.principal_limit.check(name)
         if _logs_itself(scope):
@@ -245,7 +248,8 @@ class Action:
         try:
             return self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise HandclaspError(Kind.BAD_REQUEST, f"the body cannot be used: {error}") from error
+            why = str(error).replace(f"Expected `str` matching regex '{NAME_PATTERN}'", NAME_WORDS)
+            raise HandclaspError(Kind.BAD_REQUEST, f"the body cannot be used: {why}") from error
 
     def count(self, status: int, seconds: float) -> None:
         """Count one answer, and the time it took."""
@@ -258,11 +262,18 @@ class Action:
 
 def _check_may_call(principal: Principal | None, route: Route) -> None:
     if principal is None:
-        raise HandclaspError(Kind.NOT_AUTHENTICATED, "this needs a token or a client certificate", hint="send Authorization: Bearer TOKEN")
+        raise HandclaspError(
+            Kind.NOT_AUTHENTICATED,
+            "this needs a token or a client certificate",
+            hint="set HANDCLASP_TOKEN, or send Authorization: Bearer TOKEN",
+        )
     if route.scope != ANY_PRINCIPAL:
-        decision = check_scope(principal, route.scope)
-        if isinstance(decision, Refused):
-            raise HandclaspError(decision.kind, decision.reason)
+        _insist(check_scope(principal, route.scope))
+
+
+def _insist(decision: Allowed | Refused) -> None:
+    if isinstance(decision, Refused):
+        raise HandclaspError(decision.kind, decision.reason)
 
 
 async def _read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
@@ -301,7 +312,8 @@ def _to_answer(route: Route, value: Struct | Plain, headers: Mapping[bytes, byte
     if not isinstance(value, Plain):
         return route.status, [(b"content-type", _JSON)], msgspec.json.encode(value)
     answer_headers = [(b"content-type", value.media_type.encode()), *value.headers]
-    answer_headers.append((b"cache-control", f"max-age={value.max_age}".encode() if value.max_age else b"no-cache"))
+    if not any(name == b"cache-control" for name, _ in value.headers):
+        answer_headers.append((b"cache-control", f"max-age={value.max_age}".encode() if value.max_age else b"no-cache"))
     if value.etag is not None:
         answer_headers.append((b"etag", value.etag.encode()))
         if value.etag.encode() in [tag.strip().removeprefix(b"W/") for tag in headers.get(b"if-none-match", b"").split(b",")]:
@@ -327,7 +339,7 @@ async def _send(send: Send, answer: _Answer, head: bool) -> None:
     if status != 304:
         headers.append((b"content-length", str(len(body)).encode()))
     headers.extend(SECURITY)
-    if status in (401, 403) or (200 <= status < 300 and not any(name == b"cache-control" for name, _ in headers)):
+    if not any(name == b"cache-control" for name, _ in headers):
         headers.append((b"cache-control", b"no-store"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else body})

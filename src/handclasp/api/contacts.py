@@ -32,10 +32,21 @@ class Contacts:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write_soon(), name="contacts")
 
+    async def close(self) -> None:
+        """Write what still waits, as far as that can be done now. Nothing is to be noted after this."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._flush()
+
     async def _write_soon(self) -> None:
         while self._waiting:
             await asyncio.sleep(GATHER)
-            waiting, self._waiting = self._waiting, {}
-            rows = [{"agent": agent, "contact": at} for agent, at in waiting.items()]
-            with contextlib.suppress(HandclaspError):  # the database is away: the agents will be heard of again
+            await self._flush()
+
+    async def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        rows = [{"agent": agent, "contact": at} for agent, at in waiting.items()]
+        with contextlib.suppress(HandclaspError):  # the database is away: the agents will be heard of again
+            if rows:
                 await self._store.ledger.commit(Write([], [Change(_CONTACT, rows=rows)]))

@@ -1,30 +1,30 @@
 """The API, called in process by somebody who is signed in: the same routes, checks, limits, handlers and log entries as over the network.
 
-There is one difference. Whoever acts for an owner (see :data:`handclasp.access.roles.OWN_SCOPES`) may change what belongs to that owner,
-and nothing else, so here the owner of what a call is about is looked up before it is judged.
+There is one difference. Whoever acts for an owner may change what belongs to that owner (see :mod:`handclasp.access.owned`), so here the
+owner of what a call is about is looked up before it is judged.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import select
 from starlette.routing import compile_path
+from starlette.types import Receive, Send
 
-from handclasp.access.principals import ConsoleUser, Principal
+from handclasp.access.owned import acting_for_owner, may_act_for_owners
+from handclasp.access.principals import Principal
 from handclasp.api.app import Endpoint, Report, generality
-from handclasp.api.paging import read_sha256
+from handclasp.api.owned import identity_of_call
 from handclasp.api.problems import STATUS
 from handclasp.api.routes import PUBLIC, Call, Parameter, Plain, Route, Streamed
 from handclasp.api.services import Services
+from handclasp.api.streams import Stream, stream
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
-from handclasp.store import tables
 
 
 class InternalApi:
@@ -73,8 +73,10 @@ class InternalApi:
             endpoint, path_params = found
             route = action.route
             if route.scope != PUBLIC:
-                principal = await self._with_own(principal, route, path_params, body or {})
-                endpoint.admit(principal, action, scope)
+                if route.own_scope and may_act_for_owners(principal):
+                    about = await identity_of_call(self._services.store, path_params, body or {})
+                    principal = acting_for_owner(principal, route.own_scope, about)
+                endpoint.admit(principal, action, scope, source)
             given = action.decode(msgspec.json.encode(body or {}), {}) if route.request is not None else b""
             asked = action.query({name: value for name, value in (query or {}).items() if value})
             call = Call(self._services, source, path_params, asked, {}, given, principal, None, endpoint.table)
@@ -89,61 +91,19 @@ class InternalApi:
             told = await found[0].note(error, scope, source, principal)
             raise told from None
 
+    async def send_parts(
+        self, parts: AsyncIterator[bytes], headers: list[tuple[bytes, bytes]], receive: Receive, send: Send, *, head: bool = False
+    ) -> None:
+        """Send an answer as it is made, as :func:`handclasp.api.streams.stream` does; raise what making its first part raises.
+
+        Whatever is raised, nothing was sent before.
+        """
+        first = await anext(parts, b"")
+        await stream(send, receive, (200, headers, Stream(first, parts)), head)
+
     def _find(self, path: str) -> tuple[Endpoint, dict[str, Any]] | None:
         for regex, _, convertors, endpoint in self._endpoints:
             match = regex.match(path)
             if match is not None:
                 return endpoint, {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
         return None
-
-    # --- acting for an owner --------------------------------------------------------------------------------------------------------
-
-    async def _with_own(self, principal: Principal, route: Route, path: Mapping[str, Any], body: Mapping[str, Any]) -> Principal:
-        """Return the caller with the scopes that they have for the owner of what the call is about."""
-        if not isinstance(principal, ConsoleUser) or not principal.teams or (route.method, route.path) not in _OWN:
-            return principal
-        wanted = _OWN[route.method, route.path]
-        owner = await self._owner(path, body)
-        return replace(principal, scopes=principal.scopes | {wanted}) if owner in principal.teams else principal
-
-    async def _owner(self, path: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
-        """Return who owns the one identity that a call is about, beyond dispute; None when it is about more than one, or nobody's."""
-        identity = tables.identity.c
-        wanted = select(identity.id, identity.owner)
-        if "sha256" in path:
-            sha256 = read_sha256(path["sha256"])
-            for table in (tables.certificate, tables.found):
-                of = wanted.join_from(tables.identity, table, identity.id == table.c.identity_id).where(table.c.sha256 == sha256)
-                row = await self._services.store.row(of)
-                if row is not None:
-                    return await self._undisputed(row.id, row.owner)
-            return None
-        name = path["identity"] if "identity" in path else body.get("identity")
-        # A rotation takes patterns, and "dns:*.example.org" is the name of one identity and a pattern that covers those of others.
-        if not isinstance(name, str) or "*" in name:
-            return None
-        row = await self._services.store.row(wanted.where(identity.name == name))
-        return None if row is None else await self._undisputed(row.id, row.owner)
-
-    async def _undisputed(self, identity_id: int, owner: str | None) -> str | None:
-        """Return the owner if people said so, or the token that obtained the certificates, or nothing says otherwise.
-
-        What is left is evidence from places, against other evidence. A copy of a certificate can lie anywhere, and whoever put it there
-        must not be able to act on the identity of somebody else; a person decides, and then it counts.
-        """
-        if owner is None:
-            return None
-        said = tables.assignment.c
-        winner = said.stands.in_(("owner", "disputed", "contested"))
-        sure = (said.stands == "owner") | said.evidence.in_(("confirmed", "token"))
-        query = select(said.owner).where(said.identity_id == identity_id, said.owner == owner, winner, sure)
-        return str(owner) if await self._services.store.row(query) is not None else None
-
-
-_OWN: Mapping[tuple[str, str], str] = {
-    ("POST", "/v1/certificates/{sha256}:revoke"): "certificates:revoke",
-    ("POST", "/v1/certificates/{sha256}:triage"): "inventory:write",
-    ("POST", "/v1/identities/{identity:path}:assign"): "owners:write",
-    ("POST", "/v1/rotations"): "certificates:rotate",
-}
-"""What whoever acts for an owner may do with that owner's own, and the scope that it takes. Each is about one identity."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from handclasp.access.owned import OWN_SCOPES
 from handclasp.access.principals import SCOPES, Principal
 from handclasp.api.services import Services
 from handclasp.errors import HandclaspError, Kind
@@ -113,7 +114,11 @@ class Route:
     """Kinds of error that are particular to it; those that any route can have are added by the document."""
     max_body: int = 0
     """Bytes; 0 is the server's general limit."""
+    own_scope: str = ""
+    """The scope that whoever acts for the owner of the one identity that it is about has in it (:mod:`handclasp.access.owned`)."""
 
     def __post_init__(self) -> None:
         if self.scope not in (PUBLIC, ANY_PRINCIPAL) and self.scope not in SCOPES:
             raise ValueError(f"{self.method} {self.path}: {self.scope!r} is not a scope")
+        if self.own_scope and self.own_scope not in OWN_SCOPES:
+            raise ValueError(f"{self.method} {self.path}: {self.own_scope!r} is nothing that is done for an owner")

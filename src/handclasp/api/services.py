@@ -18,10 +18,7 @@ from handclasp.clock import Clock
 from handclasp.discovery.filescans import FileScans
 from handclasp.discovery.reported import ReportedTargets
 from handclasp.discovery.room import DiscoveryRoom
-from handclasp.inventory.follow import Follower
-from handclasp.inventory.reading import Reading
-from handclasp.inventory.reconcile import Reconciler
-from handclasp.inventory.record import Recorder
+from handclasp.inventory.room import InventoryRoom
 from handclasp.issuance.issue import Issuance
 from handclasp.issuance.jwt import JwtIssuance
 from handclasp.issuance.progress import Progresses
@@ -61,7 +58,7 @@ class Services:
     file_scans: FileScans
     reported: ReportedTargets
     ownership: OwnershipRoom
-    reading: Reading
+    inventory: InventoryRoom
     clock: Clock
     tiles: TileStorage
     cosignatures: Cosignatures
@@ -73,9 +70,6 @@ class Services:
     evidence: EvidenceVerifier
     principal_limit: Limiter
     refused_limit: Limiter
-    recorder: Recorder
-    reconciler: Reconciler
-    follower: Follower
     problems: Callable[[], Awaitable[list[str]]]
     """Says what keeps this process from being ready, one line each."""
     warnings: Callable[[], Awaitable[list[str]]]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from handclasp.access.authorize import Allowed, check_scope
+from handclasp.access.authorize import Allowed, check_scope, check_source
 from handclasp.api.paging import read_sha256
 from handclasp.api.problems import to_problem
 from handclasp.api.routes import Call
@@ -130,7 +130,7 @@ async def revoke(call: Call) -> Revoked:
         body.comment,
         call.principal,
         call.source,
-        any_certificate=isinstance(check_scope(call.principal, "certificates:revoke"), Allowed),
+        any_certificate=_may_revoke_any(call),
     )
     return Revoked(
         revoked=[sha256.hex() for sha256 in result.revoked],
@@ -138,3 +138,8 @@ async def revoke(call: Call) -> Revoked:
         revoked_at=rfc3339(result.revoked_at),
         log_entry=result.log_entry,
     )
+
+
+def _may_revoke_any(call: Call) -> bool:
+    decisions = check_scope(call.principal, "certificates:revoke"), check_source(call.principal, call.source.address)
+    return all(isinstance(decision, Allowed) for decision in decisions)

@@ -20,6 +20,7 @@ PAGE_HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-frame-options", b"DENY"),
     (b"x-robots-tag", b"noindex"),
+    (b"cache-control", b"no-store"),
 )
 """Of each of these pages. That no referrer is sent is said with every answer of the API."""
 

@@ -17,7 +17,7 @@ async def export(call: Call) -> Streamed:
     now = call.services.clock()
     given = filters.parse("certificates", call.query, now)
     write, media_type, ending = FORMATS[wanted]
-    pages = call.services.reading.certificates.walk(given)
+    pages = call.services.inventory.certificates.walk(given)
     name = f"certificates-{rfc3339(now - now % 1000).replace(':', '')}.{ending}"
     disposition = (b"content-disposition", f'attachment; filename="{name}"'.encode())
     return Streamed(write(pages, given, now), media_type, (disposition,))

@@ -29,7 +29,7 @@ _SIGHTINGS = 100
 async def list_certificates(call: Call) -> CertificateList:
     """List certificates, issued and found, those that end last first unless asked otherwise."""
     wanted = filters.parse("certificates", call.query, call.services.clock())
-    found = await call.services.reading.certificates.certificates(wanted, read_limit(call.query), _read_key(call))
+    found = await call.services.inventory.certificates.certificates(wanted, read_limit(call.query), _read_key(call))
     return CertificateList(items=found.items, next_cursor=_write_key(found.next))
 
 
@@ -48,9 +48,9 @@ async def show_certificate(call: Call) -> Certificate:
     expand = read_text(call.query, "expand")
     if expand not in (None, "sightings"):
         raise HandclaspError(Kind.BAD_REQUEST, "expand: it is sightings")
-    shown = await call.services.reading.certificates.certificate(sha256)
+    shown = await call.services.inventory.certificates.certificate(sha256)
     if expand is not None:
-        shown.sightings = (await call.services.reading.places.sightings(_SIGHTINGS, sha256=sha256)).items
+        shown.sightings = (await call.services.inventory.places.sightings(_SIGHTINGS, sha256=sha256)).items
     return shown
 
 
@@ -59,19 +59,19 @@ async def list_identities(call: Call) -> IdentityList:
     wanted = filters.parse("identities", call.query, call.services.clock())
     by_name = wanted.sort in ("", "name")
     after = read_cursor(call.query, str) if by_name else read_cursor(call.query, int, int)
-    found = await call.services.reading.identities.page(wanted, read_limit(call.query), after)
+    found = await call.services.inventory.identities.page(wanted, read_limit(call.query), after)
     return IdentityList(items=found.items, next_cursor=None if found.next is None else write_cursor(*found.next))
 
 
 async def show_identity(call: Call) -> IdentityDetail:
     """Show one identity: whose it is, its newest certificates, where they are, what may issue it, what to do next."""
     policy = (await call.services.rulebook.current()).policy
-    return await call.services.reading.details.identity(call.path["identity"], policy)
+    return await call.services.inventory.details.identity(call.path["identity"], policy)
 
 
 async def lineage(call: Call) -> Lineage:
     """Show every certificate of an identity, newest first, with where each was seen."""
-    found = await call.services.reading.details.lineage(call.path["identity"], read_limit(call.query), _read_key(call))
+    found = await call.services.inventory.details.lineage(call.path["identity"], read_limit(call.query), _read_key(call))
     found.lineage.next_cursor = _write_key(found.next)
     return found.lineage
 
@@ -80,13 +80,13 @@ async def list_locations(call: Call) -> LocationList:
     """List locations."""
     wanted = filters.parse("locations", call.query, call.services.clock())
     after = read_cursor(call.query, int)
-    found = await call.services.reading.places.locations(wanted, read_limit(call.query), after[0] if after else None)
+    found = await call.services.inventory.places.locations(wanted, read_limit(call.query), after[0] if after else None)
     return LocationList(items=found.items, next_cursor=None if found.next is None else write_cursor(found.next))
 
 
 async def show_location(call: Call) -> Location:
     """Show one location, with what is there and what was."""
-    return await call.services.reading.places.location(_number(call.path["id"], "a location"))
+    return await call.services.inventory.places.location(_number(call.path["id"], "a location"))
 
 
 async def list_sightings(call: Call) -> SightingList:
@@ -96,7 +96,7 @@ async def list_sightings(call: Call) -> SightingList:
     now = read_text(call.query, "now")
     if now not in (None, "true", "false"):
         raise HandclaspError(Kind.BAD_REQUEST, "now: it is true or false")
-    found = await call.services.reading.places.sightings(
+    found = await call.services.inventory.places.sightings(
         read_limit(call.query),
         before[0] if before else None,
         sha256=None if sha256 is None else read_sha256(sha256),
@@ -121,30 +121,30 @@ async def standings(call: Call) -> Standings:
 
 async def list_views(call: Call) -> ViewList:
     """List saved views by name."""
-    return ViewList(items=await call.services.reading.views.every())
+    return ViewList(items=await call.services.inventory.views.every())
 
 
 async def save_view(call: Call) -> View:
     """Keep a search under a name."""
     body: ViewRequest = call.body
-    return await call.services.reading.views.save(body, call.principal.describe())
+    return await call.services.inventory.views.save(body, call.principal.describe())
 
 
 async def remove_view(call: Call) -> View:
     """Forget a view, and show what it was."""
-    return await call.services.reading.views.remove(call.path["id"])
+    return await call.services.inventory.views.remove(call.path["id"])
 
 
 async def triage(call: Call) -> Done:
     """Decide what becomes of a certificate that was found."""
     body: TriageRequest = call.body
     sha256 = read_sha256(call.path["sha256"])
-    return Done(log_entry=await call.services.reading.triage.decide(sha256, body.decision, body.reason, call.principal))
+    return Done(log_entry=await call.services.inventory.triage.decide(sha256, body.decision, body.reason, call.principal))
 
 
 async def overview(call: Call) -> Overview:
     """Show how everything stands."""
-    return await call.services.reading.overviews.overview()
+    return await call.services.inventory.overviews.overview()
 
 
 async def timeline(call: Call) -> Timeline:
@@ -152,4 +152,4 @@ async def timeline(call: Call) -> Timeline:
     now = call.services.clock()
     since = filters.read_moment("since", call.query.get("since", "-1d"), now)
     until = filters.read_moment("until", call.query.get("until", "7d"), now)
-    return await call.services.reading.overviews.timeline(since, until, call.query.get("by", ""))
+    return await call.services.inventory.overviews.timeline(since, until, call.query.get("by", ""))

@@ -165,12 +165,23 @@ async def lease_part(call: Call) -> PartLease:
     body: LeaseRequest = call.body
     leased = await call.services.discovery.leases.take(body.worker, runs=("collector",), kinds=body.kinds, source=body.source)
     if leased is None:
+        if body.source is not None:
+            await _check_collected(call, body.source)
         return PartLease()
     return PartLease(
         scan=leased.scan, part=leased.number, lease=leased.lease, source=leased.source, kind=leased.kind, settings=leased.settings,
         scope=msgspec.convert(leased.scope, SourceScope), facts=leased.facts, spec=leased.spec, place=leased.place,
         began_at=leased.began_at, dry=leased.dry, seconds=leased.seconds,
     )  # fmt: skip
+
+
+async def _check_collected(call: Call, name: str) -> None:
+    """Refuse a source that no collector will ever be given: who waits for it would wait for ever."""
+    row = await call.services.discovery.sources.get(name)
+    if row.runs != "collector":
+        raise HandclaspError(
+            Kind.CONFLICT, f"{name} is not read by collectors, but by: {row.runs}", hint=f"handclasp source change {name} --runs collector"
+        )
 
 
 async def record_part(call: Call) -> PartRecorded:
