@@ -335,6 +335,21 @@ def test_rules_of_the_host_win(host: Host) -> None:
     assert not Rules().forbids("/etc/nginx")
 
 
+def test_the_agents_own_state_is_skipped_and_nothing_is_missing_for_that(host: Host) -> None:
+    put(host.root / "tls.pem", pem(LEAF))
+    put(host.root / "state/agent.pem", pem(LEAF))
+    rules = Rules(allow=(str(host.root),), own=f"{host.root}/state")
+    assert list(host.scan(rules=rules)) == ["tls.pem"]
+    assert (host.last.problem, host.last.skipped) == (None, None), "nobody named it"
+    named = [str(host.root), f"{host.root}/state/agent.pem"]
+    assert list(host.scan("named", paths=named, rules=rules, memory=False)) == ["tls.pem"]
+    assert host.last.problem is None
+    assert host.last.skipped == f"{host.root}/state/agent.pem: it is the agent's own state, which is never looked at"
+    assert host.last.covered == [f"files:{ME}:{path}" for path in named], "the scan is whole"
+    assert list(host.scan("glob", paths=[f"{host.root}/*"], rules=rules, memory=False)) == ["tls.pem"]
+    assert (host.last.problem, host.last.skipped) == (None, None)
+
+
 def test_a_file_alone_and_roots_in_each_other(host: Host) -> None:
     put(host.root / "a/tls.pem", pem(LEAF))
     put(host.root / "b.pem", pem(LEAF))

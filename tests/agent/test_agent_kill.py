@@ -36,7 +36,7 @@ def check_whole(root: Path) -> None:
     [*(f"{point}:1" for point in OURS if point != "deliver.rolled_back"), "generation.file:4", "generation.linked:2", "state.saved:3"],
 )
 def test_killed_at(tmp_path: Path, point: str) -> None:
-    with FakeServer(ttl=8, window=(0.2, 0.3)) as server:
+    with FakeServer(ttl=20, window=(0.08, 0.12)) as server:
         config = prepare(server, tmp_path, TARGETS)
         with start_process(config, f"{point}:kill") as killed:
             assert killed.wait(30) == -signal.SIGKILL

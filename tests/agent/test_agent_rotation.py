@@ -87,8 +87,8 @@ class Host:
 
 
 @contextmanager
-def host(home: Path, *kinds: type[Service], ttl: str) -> Iterator[tuple[Host, Visitor]]:
-    with FakeServer(window=(0.2, 0.25)) as server:  # the agent's own certificate lives as long as usual
+def host(home: Path, *kinds: type[Service], ttl: str, window: tuple[float, float] = (0.2, 0.25)) -> Iterator[tuple[Host, Visitor]]:
+    with FakeServer(window=window) as server:  # the agent's own certificate lives as long as usual
         made = Host(home, server, [kind(home / kind.preset) for kind in kinds], ttl)
         made.configure()
         yield made, Visitor.of(server.authority, home / "visitor")
@@ -96,17 +96,23 @@ def host(home: Path, *kinds: type[Service], ttl: str) -> Iterator[tuple[Host, Vi
 
 
 def test_three_services_rotate_twenty_times_each_under_traffic_and_no_request_fails(tmp_path: Path) -> None:
-    with host(tmp_path, Nginx, HAProxy, PostgreSQL, ttl="10s") as (here, visitor), here.agent(), ExitStack() as stack:
+    kinds, window = (Nginx, HAProxy, PostgreSQL), (0.1, 0.12)  # renewed after two seconds, and good for eighteen more
+    with host(tmp_path, *kinds, ttl="20s", window=window) as (here, visitor), here.agent(), ExitStack() as stack:
         for service in here.services:
             eventually(lambda service=service: (service.tls / "current").exists(), what="the files are there")
             stack.enter_context(service.running(visitor))
         for service in here.services:
             eventually(lambda service=service: here.is_ok(service), what=f"{service.preset} is taken over")
         callers = [stack.enter_context(Traffic(service, visitor)) for service in here.services]
-        eventually(lambda: here.look() >= TIMES or any(caller.failures for caller in callers), 180, "twenty rotations")
+        enough = 10 * TIMES
+        eventually(
+            lambda: (here.look() >= TIMES and all(one.requests > enough for one in callers)) or any(one.failures for one in callers),
+            180,
+            "twenty rotations under traffic",
+        )
         for service, caller in zip(here.services, callers, strict=True):
             assert caller.failures == [], service.preset
-            assert caller.requests > 10 * TIMES
+            assert caller.requests > enough
             issued, seen = here.issued(service), here.seen[service.preset]
             assert [sha256 for sha256 in issued if sha256 in seen] == seen, "one after the other, and nothing but what was issued"
             assert len(seen) > TIMES

@@ -72,7 +72,8 @@ def test_a_restart_never_issues_again_nor_draws_again(server: FakeServer, tmp_pa
 
 
 def test_certificates_of_seconds_rotate_under_traffic(tmp_path: Path) -> None:
-    with FakeServer(ttl=6, window=(0.3, 0.4)) as server:
+    # Renewed after two seconds and good for many: a machine that is busy lets nothing end.
+    with FakeServer(ttl=20, window=(0.1, 0.12)) as server:
         config = prepare(server, tmp_path, FILES)
         with running(config):
             eventually(lambda: delivered(tmp_path))
@@ -94,7 +95,7 @@ def test_certificates_of_seconds_rotate_under_traffic(tmp_path: Path) -> None:
 
 
 def test_while_the_server_is_away_the_last_good_certificate_stays_and_nothing_hammers(tmp_path: Path) -> None:
-    with FakeServer(ttl=8, window=(0.2, 0.3)) as server:
+    with FakeServer(ttl=20, window=(0.08, 0.12)) as server:
         config = prepare(server, tmp_path, FILES)
         with running(config):
             eventually(lambda: delivered(tmp_path))
@@ -102,7 +103,7 @@ def test_while_the_server_is_away_the_last_good_certificate_stays_and_nothing_ha
             server.faults.append(Fault("/v1", 10_000, 0))
             eventually(lambda: state_of(tmp_path) == "overdue")
             assert delivered(tmp_path) == first
-            assert "cannot be reached" in (status(tmp_path / "state").identities[1].last_failure or "")
+            eventually(lambda: "cannot be reached" in (status(tmp_path / "state").identities[1].last_failure or ""))
             asked = [seen.at for seen in server.seen if seen.path.endswith(":renew") and server.records[seen.peer].identity == WEB]
             server.faults.clear()
             eventually(lambda: delivered(tmp_path) not in ("", first))

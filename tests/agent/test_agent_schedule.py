@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from handclasp.agent.decide import FAR, Held, Issue, Renew, View, decide
-from handclasp.agent.keeper import renew_at
+from handclasp.agent.held import what_is_held
 from handclasp.agent.state import IdentityState, Obtained
 from handclasp.client import renewal
 
@@ -104,8 +104,7 @@ def from_disk(world: World) -> View:
     facts = msgspec.json.encode(Obtained(sha256="00" * 32, identity="x", serial="1", authority="a", wanted="w", **times))
     kept = msgspec.json.encode(IdentityState(failures=world.failures, next_attempt=world.next_attempt))
     obtained, state = msgspec.json.decode(facts, type=Obtained), msgspec.json.decode(kept, type=IdentityState)
-    again = Held(obtained.sha256, obtained.not_after, renew_at(obtained, state, world.now), obtained.renew_before, obtained.wanted)
-    return View("w", again, failures=state.failures, next_attempt=state.next_attempt)
+    return View("w", what_is_held(obtained, state, world.now), failures=state.failures, next_attempt=state.next_attempt)
 
 
 @pytest.mark.parametrize("seed", range(4))

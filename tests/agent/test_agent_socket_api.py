@@ -1,90 +1,34 @@
-"""The Workload API as the standard has it: headers, codes, full state on each change, redaction, bundles, tokens."""
+"""The Workload API as the standard has it: headers, codes, full state on each change, redaction, bundles; and who is asking."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import hashlib
-import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from grpclib.client import Channel, StreamStreamMethod, UnaryStreamMethod, UnaryUnaryMethod
+from grpclib.client import Channel, UnaryStreamMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from spiffe import JwtSource, WorkloadApiClient, X509Source
 
-from handclasp import wire
-from handclasp.agent.config.socket import SdsNames
 from handclasp.agent.socket.messages import certificates
 from handclasp.agent.socket.proc import Process
 from handclasp.agent.state import slug
-from handclasp.clock import rfc3339, system_clock
+from handclasp.clock import system_clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.proto import sds_pb2, workload_pb2
 from support.waiting import eventually
 from support.workload import AWAY, DOMAIN, WEB, Mint, World, socket_of, workload
-
-UID = f"unix:uid:{os.getuid()}"
-HEADER = {"workload.spiffe.io": "true"}
-API = "/SpiffeWorkloadAPI/"
-SDS = "/envoy.service.secret.v3.SecretDiscoveryService/"
-X509 = (workload_pb2.X509SVIDRequest, workload_pb2.X509SVIDResponse)
-BUNDLES = (workload_pb2.X509BundlesRequest, workload_pb2.X509BundlesResponse)
-JWT = (workload_pb2.JWTSVIDRequest, workload_pb2.JWTSVIDResponse)
-SECRETS = (sds_pb2.DiscoveryRequest, sds_pb2.DiscoveryResponse)
-
-
-def on(world: World, do: Callable[[Channel], Awaitable[Any]]) -> Any:
-    """Run a client."""
-
-    async def run() -> Any:
-        channel = Channel(path=str(world.path))
-        try:
-            return await asyncio.wait_for(do(channel), 20)
-        finally:
-            channel.close()
-
-    return asyncio.run(run())
-
-
-def unary(world: World, path: str, types: Any, request: Any, metadata: dict[str, str] | None = None) -> Any:
-    return on(world, lambda channel: UnaryUnaryMethod(channel, path, *types)(request, metadata=HEADER if metadata is None else metadata))
-
-
-def first(world: World, name: str, types: Any = X509, metadata: dict[str, str] | None = None) -> Any:
-    """Return the first message of a stream."""
-
-    async def do(channel: Channel) -> Any:
-        async with UnaryStreamMethod(channel, API + name, *types).open(metadata=HEADER if metadata is None else metadata) as stream:
-            await stream.send_message(types[0](), end=True)
-            message = await stream.recv_message()
-            if message is not None:
-                await stream.cancel()
-            return message
-
-    return on(world, do)
-
-
-def status_of(do: Callable[[], Any]) -> tuple[Status, str]:
-    with pytest.raises(GRPCError) as caught:
-        do()
-    return caught.value.status, caught.value.message or ""
-
+from support.workload_calls import API, BUNDLES, HEADER, JWT, SDS, SECRETS, UID, X509, first, on, status_of, unary
 
 # --- what a caller gets -----------------------------------------------------------------------------------------------------------------
 
@@ -313,238 +257,6 @@ def test_what_nobody_asks_for_is_let_go_of_unless_a_stream_carries_it(tmp_path: 
     with socket_of(tmp_path, workload("web", WEB, UID), keep=0.5) as world:
         first(world, "FetchX509SVID")
         eventually(lambda: world.roster.removed == [WEB])
-
-
-# --- tokens -----------------------------------------------------------------------------------------------------------------------------
-
-
-class Signer:
-    """Signs JWT-SVIDs, and publishes its key."""
-
-    def __init__(self, world: World, domain: str = DOMAIN, kid: str = "k1", life: float = 300) -> None:
-        self.key, self.kid, self.life = ec.generate_private_key(ec.SECP256R1()), kid, life
-        numbers = self.key.public_key().public_numbers()
-        x, y = b64(numbers.x.to_bytes(32, "big")), b64(numbers.y.to_bytes(32, "big"))
-        jwk = {"kty": "EC", "use": "jwt-svid", "crv": "P-256", "kid": kid, "x": x, "y": y}
-        keys = [jwk, {"kty": "EC", "use": "x509-svid", "crv": "P-256", "x5c": ["AAAA"]}, {"kty": "new", "use": "wit-svid"}]
-        world.anchors.keys[domain] = json.dumps({"keys": keys, "spiffe_sequence": 1}).encode()
-        if domain == DOMAIN:
-            world.client.sign = self
-
-    def __call__(self, request: wire.JwtSvidRequest) -> wire.JwtSvid:
-        now = system_clock() / 1000
-        token = self.token({"sub": request.identity, "aud": request.audience, "iat": int(now), "exp": int(now + self.life)})
-        return wire.JwtSvid(token=token, identity=request.identity, expires_at=rfc3339(int(1000 * (now + self.life))), log_entry=1)
-
-    def token(self, claims: dict[str, Any], **header: Any) -> str:
-        head = {"alg": "ES256", "kid": self.kid, "typ": "JWT", **header}
-        signed = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(claims).encode())}"
-        r, s = decode_dss_signature(self.key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-
-
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def jwt_workload(name: str = "web", identity: str = WEB, **more: Any) -> wire.Workload:
-    return workload(name, identity, UID, jwt=True, **more)
-
-
-def test_tokens_are_obtained_once_and_again_at_half_of_their_life(tmp_path: Path) -> None:
-    with socket_of(tmp_path, jwt_workload(hint="h")) as world:
-        signer = Signer(world)
-        request = workload_pb2.JWTSVIDRequest(audience=["a", "b", "a"])
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(lambda _: unary(world, API + "FetchJWTSVID", JWT, request), range(8)))
-        assert len(world.client.tokens) == 1
-        assert {(svid.spiffe_id, svid.hint) for answer in answers for svid in answer.svids} == {(WEB, "h")}
-        unary(world, API + "FetchJWTSVID", JWT, workload_pb2.JWTSVIDRequest(audience=["c"]))
-        assert len(world.client.tokens) == 2
-        signer.life = 10
-
-        def ask(audience: str) -> Any:
-            return unary(world, API + "FetchJWTSVID", JWT, workload_pb2.JWTSVIDRequest(audience=[audience])).svids[0].svid
-
-        before = ask("d")
-        world.client.away = AWAY
-        assert ask("d") == before
-        core = world.server._core
-        assert core is not None
-        core.tokens._clock = lambda: system_clock() + 4_500
-        asked = len(world.client.tokens)
-        assert ask("d") == before, "half of its life is nearly over"
-        core.tokens._clock = lambda: system_clock() + 5_000
-        eventually(lambda: ask("d") == before and len(world.client.tokens) > asked, what="it still counts, and there is no other to be had")
-        assert status_of(lambda: ask("e"))[0] is Status.UNAVAILABLE
-
-
-def test_only_workloads_with_jwt_have_tokens_and_each_only_its_own(tmp_path: Path) -> None:
-    plain = workload("plain", f"spiffe://{DOMAIN}/plain", UID)
-    with socket_of(tmp_path, plain, jwt_workload(), jwt_workload("two", f"spiffe://{DOMAIN}/two")) as world:
-        Signer(world)
-
-        def ask(**fields: Any) -> Any:
-            return unary(world, API + "FetchJWTSVID", JWT, workload_pb2.JWTSVIDRequest(**fields))
-
-        assert [svid.spiffe_id for svid in ask(audience=["a"]).svids] == [WEB, f"spiffe://{DOMAIN}/two"]
-        assert [svid.spiffe_id for svid in ask(audience=["a"], spiffe_id=f"spiffe://{DOMAIN}/two").svids] == [f"spiffe://{DOMAIN}/two"]
-        for identity in (plain.identity, f"spiffe://{DOMAIN}/foreign"):
-            assert status_of(lambda identity=identity: ask(audience=["a"], spiffe_id=identity))[0] is Status.PERMISSION_DENIED  # type: ignore[misc]
-        for audience in ([], [""], ["x"] * 2 + ["y" * 600], [str(n) for n in range(30)]):
-            assert status_of(lambda audience=audience: ask(audience=audience))[0] is Status.INVALID_ARGUMENT  # type: ignore[misc]
-
-
-def test_tokens_are_validated_against_the_bundles_that_the_caller_has(tmp_path: Path) -> None:
-    types = (workload_pb2.ValidateJWTSVIDRequest, workload_pb2.ValidateJWTSVIDResponse)
-    with socket_of(tmp_path, jwt_workload(federates_with=["partner.example"])) as world:
-        own, partner, foreign = Signer(world), Signer(world, "partner.example", "p1"), Signer(world, "foreign.example", "f1")
-        ends = int(system_clock() / 1000) + 60
-
-        def validate(token: str, audience: str = "me") -> Any:
-            return unary(world, API + "ValidateJWTSVID", types, workload_pb2.ValidateJWTSVIDRequest(audience=audience, svid=token))
-
-        answer = validate(own.token({"sub": WEB, "aud": ["me", "you"], "exp": ends, "n": {"deep": [1, None, True]}}))
-        assert answer.spiffe_id == WEB
-        assert answer.claims["n"]["deep"][2] is True
-        assert validate(partner.token({"sub": "spiffe://partner.example/x", "aud": "me", "exp": ends})).spiffe_id.endswith("/x")
-        for token, word in (
-            (foreign.token({"sub": "spiffe://foreign.example/x", "aud": "me", "exp": ends}), "no key of foreign.example"),
-            (partner.token({"sub": WEB, "aud": "me", "exp": ends}), "no key of example.org"),
-            (own.token({"sub": WEB, "aud": "you", "exp": ends}), "audience"),
-            (own.token({"sub": WEB, "aud": "me", "exp": ends - 1000}), "expired"),
-            ("x.y.z", "compact"),
-            ("", "compact"),
-        ):
-            status, words = status_of(lambda token=token: validate(token))  # type: ignore[misc]
-            assert (status, word in words) == (Status.INVALID_ARGUMENT, True), words
-        assert status_of(lambda: validate(own.token({"sub": WEB, "aud": "", "exp": ends}), ""))[0] is Status.INVALID_ARGUMENT
-
-
-def test_the_python_spiffe_library_finds_everything_as_it_wants_it(tmp_path: Path) -> None:
-    with socket_of(tmp_path, jwt_workload()) as world:
-        signer = Signer(world)
-        with WorkloadApiClient(world.url) as client:
-            context = client.fetch_x509_context()
-            assert str(context.default_svid.spiffe_id) == WEB
-            token = client.fetch_jwt_svid({"aud1"})
-            assert str(token.spiffe_id) == WEB
-            assert str(client.validate_jwt_svid(token.token, "aud1").spiffe_id) == WEB
-        with JwtSource(socket_path=world.url) as tokens, X509Source(socket_path=world.url) as source:
-            assert str(tokens.fetch_svid({"aud2"}).spiffe_id) == WEB
-            new = world.roster.rotate(WEB)
-            eventually(lambda: source.get_x509_context().default_svid.leaf.fingerprint(hashes.SHA256()).hex() == new.sha256)
-        assert signer.kid == "k1"
-
-
-# --- SDS --------------------------------------------------------------------------------------------------------------------------------
-
-
-def fetch(world: World, *names: str, **fields: Any) -> dict[str, sds_pb2.Secret]:
-    answer = unary(world, SDS + "FetchSecrets", SECRETS, sds_pb2.DiscoveryRequest(resource_names=names, **fields), {})
-    secrets = [sds_pb2.Secret.FromString(resource.value) for resource in answer.resources]
-    return {secret.name: secret for secret in secrets}
-
-
-def test_secrets_have_the_names_of_spire(tmp_path: Path) -> None:
-    other, partner = f"spiffe://{DOMAIN}/other", Mint("partner.example")
-    with socket_of(tmp_path, workload("web", WEB, UID, federates_with=["partner.example"]), workload("o", other, UID)) as world:
-        world.anchors.bundles["partner.example"] = partner.bundle
-        everything = fetch(world)
-        assert set(everything) == {WEB, other, f"spiffe://{DOMAIN}", "spiffe://partner.example"}
-        named = fetch(world, "default", "ROOTCA", "ALL", "")
-        assert named["default"].tls_certificate.private_key.inline_bytes == everything[WEB].tls_certificate.private_key.inline_bytes
-        assert named["ROOTCA"].validation_context.trusted_ca.inline_bytes == world.mint.bundle
-        assert named["ALL"].validation_context.custom_validator_config.name == "envoy.tls.cert_validator.spiffe"
-        config = sds_pb2.SPIFFECertValidatorConfig.FromString(named["ALL"].validation_context.custom_validator_config.typed_config.value)
-        assert [domain.name for domain in config.trust_domains] == [DOMAIN, "partner.example"]
-        status, words = status_of(lambda: fetch(world, "default", "nobody"))
-        assert (status, words) == (Status.INVALID_ARGUMENT, "the workload is not authorized for the requested identities: nobody")
-        assert status_of(lambda: fetch(world, type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"))[0] is Status.INVALID_ARGUMENT
-        assert status_of(lambda: fetch(world, *[f"n{n}" for n in range(200)]))[0] is Status.INVALID_ARGUMENT
-
-        async def delta(channel: Channel) -> Any:
-            return await StreamStreamMethod(channel, SDS + "DeltaSecrets", *SECRETS)([sds_pb2.DiscoveryRequest()])
-
-        assert status_of(lambda: on(world, delta))[0] is Status.UNIMPLEMENTED
-
-
-def test_names_of_secrets_are_settings(tmp_path: Path) -> None:
-    with socket_of(tmp_path, workload("web", WEB, UID), sds=SdsNames("mine", "root", "every", False)) as world:
-        assert set(fetch(world, "mine", "root")) == {"mine", "root"}
-        for name in ("default", "ROOTCA", "ALL", "every"):
-            assert status_of(lambda name=name: fetch(world, name))[0] is Status.INVALID_ARGUMENT  # type: ignore[misc]
-
-
-def test_revocation_lists_reach_envoy_only_when_they_are_complete(tmp_path: Path) -> None:
-    with socket_of(tmp_path, workload("web", WEB, UID), sds=SdsNames(crl=True)) as world:
-        mint = world.mint
-        for lists, given in (
-            (b"", False),
-            (mint.crl(), True),
-            (mint.crl() + mint.crl(issuing=True), True),
-            (mint.crl(issuing=True), False),
-            (mint.crl(minutes=1) + mint.crl(issuing=True), False),
-            (mint.crl() + mint.crl(issuing=True, partial=True), False),
-            (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", False),
-        ):
-            world.anchors.crls[DOMAIN] = lists
-            assert fetch(world, "ROOTCA")["ROOTCA"].validation_context.HasField("crl") is given
-    with socket_of(tmp_path, workload("web", WEB, UID)) as world:
-        world.anchors.crls[DOMAIN] = world.mint.crl() + world.mint.crl(issuing=True)
-        assert not fetch(world, "ROOTCA")["ROOTCA"].validation_context.HasField("crl")
-
-
-def test_a_stream_of_secrets_answers_what_is_new_and_nothing_else(tmp_path: Path) -> None:
-    with socket_of(tmp_path, workload("web", WEB, UID)) as world:
-
-        async def do(channel: Channel) -> None:
-            async with StreamStreamMethod(channel, SDS + "StreamSecrets", *SECRETS).open() as stream:
-
-                async def say(answer: Any = None, *names: str, error: str = "", nonce: str | None = None, node: str = "") -> None:
-                    request = sds_pb2.DiscoveryRequest(resource_names=names or ("default",))
-                    request.node.id = node
-                    if answer is not None:
-                        request.version_info, request.response_nonce = answer.version_info, answer.nonce if nonce is None else nonce
-                    if error:
-                        request.error_detail.code, request.error_detail.message = 3, error
-                    await stream.send_message(request)
-
-                async def silence() -> None:
-                    with pytest.raises(TimeoutError):
-                        await asyncio.wait_for(asyncio.shield(pending), 0.3)
-
-                await say()
-                one = await stream.recv_message()
-                assert one is not None
-                pending = asyncio.ensure_future(stream.recv_message())
-                await say(one)
-                await silence()
-                world.roster.rotate(WEB)
-                two = await pending
-                assert two is not None
-                assert (two.version_info != one.version_info, two.nonce != one.nonce) == (True, True)
-                pending = asyncio.ensure_future(stream.recv_message())
-                await say(one, error="bad key", nonce=two.nonce)
-                await silence()
-                assert "bad key" in world.server.problems()[0]
-                # What an Envoy says is shown to people and logged: nothing in it moves a cursor or begins a line.
-                await say(one, error="bad\x1b[31m key", nonce=two.nonce, node="x\nERROR forged\x1b[2J")
-                await silence()
-                assert all(problem.isprintable() for problem in world.server.problems())
-                assert any("ERROR forged" in problem for problem in world.server.problems())
-                await say(one, nonce=one.nonce)  # an old one, about what is long replaced
-                await silence()
-                await say(two, "default", "ROOTCA")
-                three = await pending
-                assert three is not None
-                assert len(three.resources) == 2
-                pending = asyncio.ensure_future(stream.recv_message())
-                await say(three, "default", "ROOTCA")
-                world.policy()
-                assert await pending is None
-
-        assert status_of(lambda: on(world, do))[0] is Status.PERMISSION_DENIED
 
 
 # --- who is asking ----------------------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_a_stale_file_is_replaced_and_a_served_one_is_not_taken(tmp_path: Path) 
     with pytest.raises(HandclaspError) as caught:
         Listener(path, 0o666)
     assert (caught.value.kind, path.read_text()) == (Kind.BAD_SETTING, "mine")
-    with pytest.raises(HandclaspError):
+    with pytest.raises(HandclaspError, match="more than 107 bytes"):
         Listener(tmp_path / ("x" * 120), 0o666)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([".w.sock.lock", "w.sock", f".{'x' * 120}.lock"])
 

@@ -63,7 +63,7 @@ UNWILLING: dict[str, list[tuple[str, tuple[bytes | int, ...]]]] = {
     "postgresql": [("does not offer", (8, b"N")), ("no PostgreSQL", (8, b"E")), ("closed", (8,))],
     "mysql": [
         ("does not offer", (packet(MYSQL.replace(b"\xff\xff", b"\xff\xf7")),)),
-        ("refuses", (packet(b"\xff\x69\x04Host is blocked"),)),
+        (r"refuses the connection \(1129: Host is blocked\)", (packet(b"\xff\x69\x04Host is blocked"),)),
         ("no MySQL", (packet(b"\x09" + MYSQL[1:]),)),
         ("no MySQL", (packet(MYSQL[:20]),)),
         ("more before TLS", (b"\xff\xff\xff\x00",)),

@@ -106,7 +106,7 @@ def test_a_reload_that_hangs_and_a_service_that_is_down(tmp_path: Path) -> None:
 
 def test_a_host_that_was_copied(tmp_path: Path) -> None:
     """Whoever renews second learns that another holds its identity: it says so, and stops."""
-    with FakeServer(ttl=6, window=(0.2, 0.3)) as server:
+    with FakeServer(ttl=20, window=(0.06, 0.09)) as server:
         config = prepare(server, tmp_path)
         copy = tmp_path / "copy"
         copy.mkdir()

@@ -21,6 +21,8 @@ from handclasp.client import TLSContext
 from support.agents import WEB, configure, prepare, running, start_process
 from support.fake_server import DOMAIN, FakeServer
 from support.kubernetes import kubernetes
+from support.places import open_up
+from support.programs import Child
 from support.servers import environment
 from support.waiting import eventually
 
@@ -129,7 +131,7 @@ def test_a_child_that_ends_is_a_report_and_runs_again(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_kept_right_over_outages_and_other_peoples_hands(tmp_path: Path) -> None:
-    with FakeServer(ttl=8, window=(0.2, 0.3)) as server, kubernetes(tmp_path / "kubernetes") as api:
+    with FakeServer(ttl=20, window=(0.08, 0.12)) as server, kubernetes(tmp_path / "kubernetes") as api:
         config = prepare(server, tmp_path, json.dumps([api.config(timeout="5s")]), poll="500ms")
         with running(config):
             eventually(lambda: api.secrets and is_ok(tmp_path))
@@ -155,11 +157,9 @@ def test_a_secret_is_kept_right_over_outages_and_other_peoples_hands(tmp_path: P
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_an_agent_of_another_uid_renews_what_only_root_may_write(tmp_path: Path) -> None:
-    for part in (tmp_path, *tmp_path.parents):
-        if "pytest" in str(part):
-            part.chmod(0o711)
+    open_up(tmp_path)
     nobody = grp.getgrgid(65534).gr_gid
-    with FakeServer(ttl=8, window=(0.2, 0.3)) as server:
+    with FakeServer(ttl=20, window=(0.08, 0.12)) as server:
         target = [
             {"directory": str(tmp_path / "etc" / "tls"), "helper": True, "reload": {"command": ["sh", "-c", f"echo x >> {tmp_path}/told"]}}
         ]
@@ -168,7 +168,7 @@ def test_an_agent_of_another_uid_renews_what_only_root_may_write(tmp_path: Path)
         for path in [tmp_path / "state", *(tmp_path / "state").rglob("*")]:
             os.chown(path, nobody, nobody, follow_symlinks=False)
         argv = [sys.executable, "-m", "handclasp", "agent", "helper", "-c", str(config)]
-        with subprocess.Popen(argv, env=environment(), stderr=subprocess.DEVNULL) as helper:
+        with Child(argv, env=environment(), stderr=subprocess.DEVNULL) as helper:
             eventually((tmp_path / "helper" / "socket").is_socket)
             agent = os.fork()
             if agent == 0:

@@ -16,8 +16,9 @@ from handclasp import wire
 from handclasp.agent.anchors import Anchors
 from handclasp.agent.config import Managed
 from handclasp.agent.content import Content
-from handclasp.agent.decide import FAR, Action, Decision, Deliver, Held, Issue, Renew, TargetView, View, decide
+from handclasp.agent.decide import FAR, Action, Decision, Deliver, Issue, Renew, TargetView, View, decide
 from handclasp.agent.deliver import deliver
+from handclasp.agent.held import next_try, renew_at, what_is_held
 from handclasp.agent.leases import Leases
 from handclasp.agent.obtain import Enrol, check_answer, issue, keep, renew
 from handclasp.agent.state import IdentityState, IdentityStore, Obtained, TargetState
@@ -36,8 +37,6 @@ declare("agent.obtained")
 _log = logging.getLogger("handclasp.agent")
 _SPREAD = 30_000
 """Milliseconds over which renewals are spread that were all missed at once, because the host slept."""
-_SOON = 300.0
-"""Seconds within which a renewal is tried again the first time: the answer may have been lost, and the server forgives that for a while."""
 
 Mark: TypeAlias = tuple[str, bytes, bytes]
 """Tells one content from another: the certificate's fingerprint, and the anchors and CRLs that go with it."""
@@ -104,11 +103,7 @@ class Keeper:
         return self._view(tuple(self._target_view(target.name) for target in self.managed.targets))
 
     def _view(self, targets: tuple[TargetView, ...]) -> View:
-        obtained, state = self.obtained, self.state
-        held = None
-        if obtained is not None:
-            at = renew_at(obtained, state, self.around.clock())
-            held = Held(obtained.sha256, obtained.not_after, at, obtained.renew_before, obtained.wanted)
+        state, held = self.state, what_is_held(self.obtained, self.state, self.around.clock())
         return View(
             wanted=self._configured,
             held=held,
@@ -367,23 +362,9 @@ class Keeper:
         else:
             self.state.failures += 1
             self.state.last_failure, self.state.last_failure_at = reason, now
-            self.state.next_attempt = self._next_try(now, wish)
+            self.state.next_attempt = next_try(self.obtained, self.state.failures, now, self.around.random, wish=wish)
         _log.warning("%s: %s: %s", self.managed.name, getattr(action, "target", type(action).__name__.lower()), reason)
         self._save_quietly()
-
-    def _next_try(self, now: int, wish: float | None) -> int:
-        held = self.obtained
-        if held is None or now >= held.not_after:
-            return renewal.back_off(now, self.state.failures, self.around.random, retry_after=wish)
-        return renewal.retry_at(
-            now,
-            renew_after=held.renew_after,
-            renew_before=held.renew_before,
-            not_after=held.not_after,
-            random=self.around.random,
-            retry_after=wish,
-            longest=_SOON if self.state.failures == 1 else None,
-        )
 
     def _block(self, reason: str) -> None:
         assert self.obtained is not None
@@ -398,15 +379,3 @@ class Keeper:
             self.store.save(self.state)
         except OSError as error:
             _log.warning("%s: the state cannot be written: %s", self.managed.name, error)
-
-
-def renew_at(obtained: Obtained, state: IdentityState, now: int) -> int:
-    """Return when a certificate is to be renewed: at the point that was drawn, or the earlier one that the server asked for.
-
-    A point after the whole window was drawn under a clock that was ahead. Once the clock is right again it does not count, but a point of
-    the window that follows from the certificate, the same each time.
-    """
-    at = min(obtained.renew_at, state.renew_at) if state.renew_at_of == obtained.sha256 else obtained.renew_at
-    if at > obtained.renew_before > now and now < obtained.obtained_at:
-        at = obtained.renew_after + (obtained.renew_before - obtained.renew_after) * int(obtained.sha256[:4], 16) // 65536
-    return at

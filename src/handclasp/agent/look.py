@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 
+from handclasp.agent.dial import dial
 from handclasp.agent.targets.base import Interrupted, Look, Wait
 from handclasp.client.connections import unverified_context
 from handclasp.client.material import Credential, load_credential
@@ -50,7 +50,7 @@ def served_leaf(place: Look, credential: Credential | None, *, timeout: float) -
     context = unverified_context()
     if credential is not None:
         load_credential(context, credential)
-    with _connect(place, timeout) as plain:
+    with dial(place.host, place.port, place.socket, timeout=timeout) as plain:
         begin(place.starttls, plain, timeout=timeout)
         plain.settimeout(timeout)
         with context.wrap_socket(plain, server_hostname=place.server_name) as connection:
@@ -58,16 +58,3 @@ def served_leaf(place: Look, credential: Credential | None, *, timeout: float) -
     if not leaf:
         raise OSError("it showed no certificate")
     return hashlib.sha256(leaf).hexdigest()
-
-
-def _connect(place: Look, timeout: float) -> socket.socket:
-    if place.socket is None:
-        return socket.create_connection((place.host, place.port), timeout=timeout)
-    plain = socket.socket(socket.AF_UNIX)
-    try:
-        plain.settimeout(timeout)
-        plain.connect(str(place.socket))
-    except BaseException:
-        plain.close()
-        raise
-    return plain

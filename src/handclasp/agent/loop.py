@@ -20,7 +20,8 @@ from handclasp.agent.hours import Hours
 from handclasp.agent.keeper import Keeper, Surroundings
 from handclasp.agent.leases import Leases
 from handclasp.agent.memory import be_frugal
-from handclasp.agent.parts import Part, start_parts, state_seal
+from handclasp.agent.part import Part
+from handclasp.agent.parts import start_parts, state_seal
 from handclasp.agent.roster import Entry, Roster
 from handclasp.agent.signals import on_signals
 from handclasp.agent.state import StateDirectory
@@ -77,8 +78,7 @@ def _again(path: str | os.PathLike[str], agent: Agent) -> Agent:
 class Agent:
     """One run over one configuration. :meth:`run` returns when ``stop`` or ``again`` is set and what was under way has ended.
 
-    For its parts: ``roster`` (who is looked after), ``client`` (shows the agent's own certificate), ``anchors``, ``poll`` (seconds),
-    ``clock``, ``stop``, ``config``, ``state`` and ``identity`` (the agent's own) are theirs to use from any thread.
+    What its parts may use of it, from any thread: :class:`handclasp.agent.part.Whole`.
     """
 
     def __init__(

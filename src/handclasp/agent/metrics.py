@@ -11,15 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from handclasp import __version__
 from handclasp.agent.keeper import Keeper
+from handclasp.agent.part import Whole
 from handclasp.agent.state import target_condition
 from handclasp.errors import HandclaspError, Kind
-
-if TYPE_CHECKING:
-    from handclasp.agent.loop import Agent
 
 _log = logging.getLogger("handclasp.agent")
 _STATES = ("ok", "renewing", "overdue", "failed")
@@ -32,7 +29,7 @@ _MOST = 8192
 class Metrics:
     """The endpoint. Serves one request at a time: there is one collector, and an answer takes milliseconds."""
 
-    def __init__(self, agent: Agent, address: tuple[str, int]) -> None:
+    def __init__(self, agent: Whole, address: tuple[str, int]) -> None:
         self._agent, self._address = agent, address
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
@@ -107,14 +104,14 @@ def _request_line(connection: socket.socket) -> bytes:
     return data.partition(b"\r\n")[0]
 
 
-def unhealthy(agent: Agent) -> list[str]:
+def unhealthy(agent: Whole) -> list[str]:
     """Return what needs a person, in words: one line for each identity that is overdue or failed, and what else there is."""
     told = ((keeper.managed.name, keeper.told.state) for keeper in agent.roster.everyone())
     bad = [f"{name}: {state}" for name, state in told if state not in ("ok", "renewing")]
     return [*bad, *agent.problems()]
 
 
-def exposition(agent: Agent) -> Iterator[str]:
+def exposition(agent: Whole) -> Iterator[str]:
     """Return the metrics, a family at a time."""
     keepers = agent.roster.everyone()
     yield from _family("agent_info", "gauge", "The agent and its version.", [(_labels(identity=agent.identity, version=__version__), 1)])

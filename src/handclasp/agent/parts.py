@@ -5,32 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from handclasp.agent.config import Config
+from handclasp.agent.part import Part, Whole
 from handclasp.agent.seal import Seal, read_key
 from handclasp.errors import HandclaspError
 
 if TYPE_CHECKING:
     from handclasp.agent.config.socket import SocketSettings
-    from handclasp.agent.loop import Agent
 
 _log = logging.getLogger("handclasp.agent")
 _CHILDREN = "handclasp.agent.targets.exec"
 """Loaded where there are children: those that the configuration no longer has must be stopped."""
-
-
-class Part(Protocol):
-    """Something that runs beside the identities, in threads of its own."""
-
-    def start(self) -> None:
-        """Begin; raises ``HandclaspError`` or ``OSError`` when it cannot, and is then not stopped."""
-
-    def stop(self) -> None:
-        """End, and return when it has ended."""
-
-    def problems(self) -> list[str]:
-        """Return what needs a person now, in words."""
 
 
 def state_seal(config: Config) -> Seal:
@@ -41,7 +28,7 @@ def state_seal(config: Config) -> Seal:
     return Seal(read_key(found.file), read_key(found.previous) if found.previous else None)
 
 
-def start_parts(agent: Agent) -> list[Part]:
+def start_parts(agent: Whole) -> list[Part]:
     """Start everything that is configured. What cannot start is said, and keeps no certificate from being renewed."""
     started: list[Part] = []
     for name, make in _MAKERS.items():
@@ -65,13 +52,13 @@ def start_parts(agent: Agent) -> list[Part]:
     return started
 
 
-def _metrics(agent: Agent, settings: tuple[str, int]) -> Part:
+def _metrics(agent: Whole, settings: tuple[str, int]) -> Part:
     from handclasp.agent.metrics import Metrics
 
     return Metrics(agent, settings)
 
 
-def _socket(agent: Agent, settings: SocketSettings) -> Part:
+def _socket(agent: Whole, settings: SocketSettings) -> Part:
     from handclasp.agent.socket.server import SocketServer
 
     return SocketServer(agent, settings, clock=agent.clock)

@@ -77,18 +77,6 @@ def read_all(descriptor: int, path: Path, most: int = LARGEST) -> bytes:
     return bytes(data)
 
 
-def read_entry(name: str, directory_descriptor: int, where: Path, most: int = LARGEST) -> tuple[bytes, os.stat_result]:
-    """Return content and state of a regular file in a directory that is held open. No link is followed. Raises ``OSError``."""
-    descriptor = os.open(name, _FILE, dir_fd=directory_descriptor)
-    try:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(where / name))
-        return read_all(descriptor, where / name, most), state
-    finally:
-        os.close(descriptor)
-
-
 def _walk(path: Path, *, last: int) -> Reached:
     way = Path(os.path.abspath(path))  # noqa: PTH100  (not resolved: that would follow links)
     left, ours, links = list(reversed(way.parts[1:])), {0, os.geteuid()}, 0

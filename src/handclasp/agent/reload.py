@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Mapping
 
 from handclasp.agent.commands import run_command, send_signal
+from handclasp.agent.dial import dial
 from handclasp.agent.targets.base import Call, Reload
 from handclasp.errors import HandclaspError, Kind
 
@@ -56,7 +56,7 @@ def _body(place: Call) -> bytes:
 def _ask(place: Call, body: bytes, timeout: float) -> tuple[int, bytes]:
     """Return status and the beginning of the answer. All of it has to happen in ``timeout`` seconds, however slowly the answer drips."""
     deadline = time.monotonic() + timeout
-    with contextlib.closing(_connect(place, timeout)) as connection:
+    with contextlib.closing(dial(place.host, place.port, place.socket, timeout=timeout)) as connection:
         connection.settimeout(max(deadline - time.monotonic(), 0.01))
         connection.sendall(_request(place, body))
         answer = b""
@@ -88,16 +88,3 @@ def _request(place: Call, body: bytes) -> bytes:
         headers["Content-Length"] = str(len(body))
     lines = [f"{place.method} {place.target} HTTP/1.0", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode("ascii") + body
-
-
-def _connect(place: Call, timeout: float) -> socket.socket:
-    if place.socket is None:
-        return socket.create_connection((place.host, place.port), timeout=timeout)
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(str(place.socket))
-    except BaseException:
-        connection.close()
-        raise
-    return connection

@@ -7,11 +7,11 @@ import os
 import msgspec
 
 from handclasp.agent.config import Config, Managed, load_config
-from handclasp.agent.decide import Deliver, Held, Issue, TargetView, View, condition, decide
+from handclasp.agent.decide import Deliver, Issue, TargetView, View, condition, decide
 from handclasp.agent.evidence import warning as enrolment_warning
-from handclasp.agent.keeper import renew_at
+from handclasp.agent.held import what_is_held
 from handclasp.agent.loop import state_directory
-from handclasp.agent.state import IdentityState, IdentityStore, Obtained, StateDirectory, target_condition
+from handclasp.agent.state import IdentityState, IdentityStore, StateDirectory, target_condition
 from handclasp.agent.targets.words import steps
 from handclasp.clock import Clock, rfc3339, system_clock
 from handclasp.errors import HandclaspError, Kind
@@ -131,16 +131,10 @@ def _is_running(state: StateDirectory) -> bool:
         return True
 
 
-def _held(obtained: Obtained | None, state: IdentityState, now: int) -> Held | None:
-    if obtained is None:
-        return None
-    return Held(obtained.sha256, obtained.not_after, renew_at(obtained, state, now), obtained.renew_before, obtained.wanted)
-
-
 def _view(store: IdentityStore, names: list[str] | None, wanted: str | None, now: int) -> tuple[View, IdentityState]:
     """The view of the keeper, but with the certificate itself in place of the digests of contents."""
     state = store.load()
-    held = _held(store.obtained(), state, now)
+    held = what_is_held(store.obtained(), state, now)
     targets = {name: state.targets.get(name) for name in (names if names is not None else state.targets)}
     content = held.sha256 if held else ""
     return View(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 
 from handclasp.agent.config import load_config
 from handclasp.agent.config.discover import DiscoverSettings
+from handclasp.agent.discover.look import shown
 from handclasp.agent.discover.rules import Rules, foreign_mounts, normal
 from handclasp.agent.discover.scan import Heard, Order, Scan
 from handclasp.agent.discover.work import read_passwords
@@ -61,12 +61,14 @@ class FoundFile(msgspec.Struct, kw_only=True):
 
 
 class Discovered(msgspec.Struct, kw_only=True):
-    """All of it. ``unread`` are directories that could not be listed, ``problem`` says why not everything was looked at."""
+    """All of it. ``unread`` is what was named and is not there, and directories that could not be listed, ``problem`` says why not everything was looked at, ``skipped``
+    what never is."""
 
     files: list[FoundFile]
     looked_at: int
     unread: dict[str, str]
     problem: str | None
+    skipped: str | None = None
 
 
 def discover(
@@ -77,11 +79,11 @@ def discover(
     Raises ``bad_setting`` for a configuration that cannot be used.
     """
     roots = normal([str(Path(path).expanduser().absolute()) for path in paths])
-    settings = DiscoverSettings(allow=tuple(os.path.realpath(root) for root in roots))
+    settings, own = DiscoverSettings(allow=tuple(os.path.realpath(root) for root in roots)), ""
     if config is not None:
         loaded = load_config(config)
         settings = loaded.section("discover") or DiscoverSettings()
-        settings = replace(settings, deny=(*settings.deny, os.path.realpath(state_directory(loaded, None))))
+        own = os.path.realpath(state_directory(loaded, None))
     told: list[FileSightings] = []
 
     def tell(chunk: FileSightings) -> Heard:
@@ -89,15 +91,17 @@ def discover(
         return Heard()
 
     order = Order(scan=FileScan(scan="", source="", paths=list(roots)), identity="", host="", allow=[], deny=[], busy=1)
-    rules = Rules(settings.allow, settings.deny, (), foreign_mounts())
+    rules = Rules(settings.allow, settings.deny, (), foreign_mounts(), own)
     passwords = read_passwords(passwords_file or str(settings.passwords_file or ""))
     Scan(order, rules, tell, clock=clock, passwords=passwords).run()
     observed = [one for chunk in told for one in chunk.observed]
     return Discovered(
         files=[_found(one) for one in observed],
         looked_at=sum(chunk.read for chunk in told) + len(observed),
-        unread={one.path: one.problem for chunk in told for one in chunk.unread},
+        unread={shown(path): "it is not there" for path in roots if not os.path.lexists(path)}
+        | {one.path: one.problem for chunk in told for one in chunk.unread},
         problem=told[-1].problem,
+        skipped=told[-1].skipped,
     )
 
 

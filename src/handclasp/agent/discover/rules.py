@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from handclasp.agent.config.discover import DEFAULT_ALLOW
 from handclasp.agent.discover.exchange import in_force
@@ -25,6 +26,14 @@ _FOREIGN = frozenset({
 _MOST_ROOTS = 1000
 
 
+class Roots(NamedTuple):
+    """Where a search begins; ``problem`` is why not everything is looked at, ``skipped`` what is passed over on purpose (or empty)."""
+
+    paths: list[str]
+    problem: str
+    skipped: str
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Paths are absolute and normal."""
@@ -34,33 +43,43 @@ class Rules:
     excludes: tuple[str, ...] = ()
     mounts: frozenset[str] = field(default_factory=frozenset)
     """Mount points of file systems that are not this host's own."""
+    own: str = ""
+    """Where the agent's own state is, which is passed over; empty: nowhere."""
 
     def forbids(self, path: str) -> str:
         """Return why a path may not be looked at, or an empty string."""
         if any(_within(path, one) for one in NEVER):
             return "it is never looked at"
+        if self.is_own(path):
+            return "it is the agent's own state, which is never looked at"
         if any(_within(path, one) for one in self.deny):
             return "this agent's configuration (discover: deny) forbids it"
         if not any(_within(path, one) for one in self.allow):
             return "this agent's configuration (discover: allow) does not name it"
         return ""
 
+    def is_own(self, path: str) -> bool:
+        """Tell whether a path is the agent's own state, or in it."""
+        return bool(self.own) and _within(path, self.own)
+
     def skips(self, path: str, name: str, root: str) -> bool:
         """Tell whether a directory or file below ``root`` is passed over: denied, excluded, or another file system's."""
-        if any(_within(path, one) for one in (*NEVER, *self.deny)) or path in self.mounts:
+        if any(_within(path, one) for one in (*NEVER, *self.deny)) or self.is_own(path) or path in self.mounts:
             return True
         if path in LAYERS and not _within(root, path):
             return True
         return any(fnmatch.fnmatchcase(path if "/" in glob_ else name, glob_) for glob_ in self.excludes)
 
-    def roots(self, pattern: str) -> tuple[list[str], str]:
-        """Return where to begin for one path or glob, and why not everything of it is looked at (or an empty string).
+    def roots(self, pattern: str) -> Roots:
+        """Return where to begin for one path or glob, and why not everything of it is looked at.
 
-        Of a path that is wider than what is allowed, the parts that are allowed are looked at.
+        Of a path that is wider than what is allowed, the parts that are allowed are looked at. The agent's own state is no part of what
+        anybody asks for: it is passed over, and said to be where a path names it.
         """
         matches = islice(glob.iglob(pattern), _MOST_ROOTS + 1)  # noqa: PTH207  (absolute; pathlib has none for that)
         found = list(matches) if glob.has_magic(pattern) else [pattern]
         roots: list[str] = []
+        skipped = ""
         problem = f"{pattern}: more than {_MOST_ROOTS} match" if len(found) > _MOST_ROOTS else ""
         real = sorted({in_force(os.path.realpath(path)) for path in found[:_MOST_ROOTS]} - {""})
         for path in real:  # where a link leads to must be allowed itself
@@ -68,10 +87,13 @@ class Rules:
             if not why:
                 roots.append(path)
                 continue
+            if self.is_own(path):
+                skipped = "" if glob.has_magic(pattern) else f"{path}: {why}"
+                continue
             parts = [one for one in self.allow if _within(one, path) and not self.forbids(one)]
             roots += parts
             problem = problem or (f"{path}: {why}" + (f"; looked at: {', '.join(parts)}" if parts else ""))
-        return _outermost(roots), problem
+        return Roots(_outermost(roots), problem, skipped)
 
 
 def foreign_mounts(text: str | None = None) -> frozenset[str]:

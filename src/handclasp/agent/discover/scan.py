@@ -33,6 +33,8 @@ class Order(msgspec.Struct, kw_only=True):
     host: str
     allow: list[str]
     deny: list[str]
+    own: str = ""
+    """Where the agent's own state is."""
     passwords_file: str = ""
     memory: str = ""
     """Its file; empty: nothing is known, and nothing kept."""
@@ -90,6 +92,7 @@ class Scan:
         self._chunk = _Chunk()
         self._over = False
         self._problems: list[str] = []
+        self._skipped: list[str] = []
 
     def run(self) -> None:
         """Do it, from where an interrupted one was."""
@@ -115,10 +118,12 @@ class Scan:
     def _roots(self) -> list[tuple[str, str]]:
         found: dict[str, str] = {}
         for pattern in self._scan.paths:
-            roots, problem = self._rules.roots(pattern)
-            if problem:
-                self._problems.append(shown(problem))
-            for root in roots:
+            roots = self._rules.roots(pattern)
+            if roots.problem:
+                self._problems.append(shown(roots.problem))
+            if roots.skipped:
+                self._skipped.append(shown(roots.skipped))
+            for root in roots.paths:
                 found.setdefault(root, unit_of(self._order.identity, pattern))
         inside = {root for root in found for other in found if root != other and root.startswith(other.rstrip("/") + "/")}
         return sorted(((root, unit) for root, unit in found.items() if root not in inside), key=lambda pair: pair[0].split("/"))
@@ -175,7 +180,8 @@ class Scan:
             return
         if done:
             problem = "; ".join(self._problems)[:2000] or None
-            heard = self._tell(FileSightings(scan=self._scan.scan, covered=list(covered), done=True, problem=problem))
+            skipped = "; ".join(self._skipped)[:2000] or None
+            heard = self._tell(FileSightings(scan=self._scan.scan, covered=list(covered), done=True, problem=problem, skipped=skipped))
             self._over = heard.over
         elif self._memory:
             self._memory.save(place)

@@ -58,7 +58,7 @@ def main() -> None:
 
 def rules_of(order: Order) -> Rules:
     """Return where an order lets one look."""
-    return Rules(tuple(order.allow), tuple(order.deny), tuple(order.scan.excludes), foreign_mounts())
+    return Rules(tuple(order.allow), tuple(order.deny), tuple(order.scan.excludes), foreign_mounts(), order.own)
 
 
 def read_passwords(file: str) -> list[str]:

@@ -39,6 +39,7 @@ _AGAIN = 0.5
 _WORKERS = 6
 _PROBLEM_AGE = 600_000
 _PROBLEMS = 50
+_CHANCE = random.SystemRandom()
 
 
 @dataclass
@@ -227,8 +228,7 @@ class Core:
                 self.well("policy")
             except HandclaspError as error:
                 self.problem("policy", f"the workloads of the policy: {error.detail}")
-            # Not a secret: so that agents do not fall into step.
-            await asyncio.sleep(self._host.poll * random.uniform(0.75, 1.25))  # noqa: S311
+            await asyncio.sleep(self._host.poll * _CHANCE.uniform(0.75, 1.25))  # so that agents do not fall into step
 
     def _new_policy(self, known: bool) -> None:
         workloads = self.entitlements.items or ()

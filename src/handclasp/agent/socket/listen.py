@@ -13,6 +13,8 @@ from pathlib import Path
 from handclasp.errors import HandclaspError, Kind
 
 _BACKLOG = 256
+_LONGEST = 107
+"""Bytes of a socket's path (unix(7)): to a longer one a file can be renamed, but nobody can connect."""
 
 
 class Listener:
@@ -85,6 +87,8 @@ class Listener:
         )
 
     def _bind(self, mode: int, group: int) -> socket.socket:
+        if len(os.fsencode(self.path)) > _LONGEST:
+            raise HandclaspError(Kind.BAD_SETTING, f"the socket {self.path} cannot be made: its path has more than {_LONGEST} bytes")
         draft = self.path.with_name(f".{self.path.name[:40]}-{secrets.token_hex(4)}")
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -6,14 +6,11 @@ import logging
 import random
 import sys
 import threading
-from typing import TYPE_CHECKING
 
 from handclasp.agent.keeper import Keeper
+from handclasp.agent.part import Whole
 from handclasp.agent.targets.base import Around, Target, Watched
 from handclasp.errors import HandclaspError
-
-if TYPE_CHECKING:
-    from handclasp.agent.loop import Agent
 
 _log = logging.getLogger("handclasp.agent")
 _EXEC = "handclasp.agent.targets.exec"
@@ -22,7 +19,7 @@ _EXEC = "handclasp.agent.targets.exec"
 class Watch:
     """Part of an agent. It decides nothing: what has drifted is delivered again, by its keeper."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Whole) -> None:
         self._agent = agent
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
