@@ -134,6 +134,7 @@ def test_a_policy_is_compared_and_put_in_force(browser: Any, place: Place) -> No
         page.fill("[name=text]", "version: [")
         page.get_by_role("button", name="Compare").click()
         assert page.get_by_role("alert").is_visible()
+        assert page.input_value("[name=text]") == "version: [", "what was typed is kept"
 
 
 def test_a_search_is_saved_and_forgotten(browser: Any, place: Place) -> None:
@@ -164,6 +165,7 @@ def test_a_source_is_read_now(browser: Any, place: Place) -> None:
             page.wait_for_timeout(200)
         assert page.locator(".progress .tag").inner_text() == "done", page.inner_text("main")
         assert "1 of 1 places read" in page.inner_text(".progress")
+        assert page.get_by_role("button", name="Stop").count() == 0, "what came by itself took its button away, too"
         visitor.go("locations?source=own")
         assert page.locator("table.list tbody tr").count() == 1
 

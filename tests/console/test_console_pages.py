@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.console_browser import AXE, Place, visiting
-from support.console_world import MARKUP, World
+from support.console_world import LONG, MARKUP, World
 
 
 def paths(world: World) -> list[str]:
@@ -16,13 +16,13 @@ def paths(world: World) -> list[str]:
         "", "timeline", "timeline?span=year", "identities", "identities?q=payments", "identities?q=no-such",
         f"identity?name={world.identity}", "identity?name=dns:partner.example.com", "certificates", "certificates?standing=foreign",
         "certificates?q=no-such", f"certificates/{world.issued}", f"certificates/{world.unissued}", f"certificates/{world.hostile}",
-        "locations", "locations?state=failed", f"locations/{world.location}", "views", "sources", "sources/edge", "sources/lemur",
+        "identity?name=dns:" + LONG, "locations", "locations?state=failed", f"locations/{world.location}", "views", "sources", "sources/edge", "sources/lemur",
         "sources/agents", "sources/new", "sources/new?kind=files", f"identity/history?name={world.identity}",
         f"scans/{world.scan}", "agents", f"agent?name={world.agent}", "owners", "owner?name=payments", "owner?name=platform", "ownership",
         "triage", "triage?queue=decision", "triage?queue=confirmation", "triage?queue=found", "triage?queue=found&standing=foreign",
         "tokens", f"tokens/{world.token}", "tokens/new?name=web&allow=spiffe://example.org/prod/web", "policy", "profiles",
         "profiles/workload", "authorities", "authorities/issuing", "rotations", f"rotations/{world.rotation}", "log",
-        "log?type=certificate.revoked", "log/3",
+        "log?type=certificate.revoked", "log/3", "find", "find?for=payments",
     ]  # fmt: skip
 
 

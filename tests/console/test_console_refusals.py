@@ -119,6 +119,19 @@ def test_forms_of_others_are_refused(people: dict[str, Session], action: str) ->
         assert "this form is not of this page" in body
 
 
+def test_a_token_of_one_network_opens_nothing_elsewhere(place: Place) -> None:
+    token = place.live.token("inventory:read", cidr=["127.0.0.9/32"])
+    outside, inside = Session(place, None, address="127.0.0.8"), Session(place, None, address="127.0.0.9")
+    status, body, headers = outside.send("POST", "sign-in/token", {"token": token})
+    assert (status, headers["set-cookie"]) == (403, None)
+    assert "not to be used from 127.0.0.8" in body
+    status, _, headers = inside.send("POST", "sign-in/token", {"token": token})
+    assert status == 303
+    inside.cookie = outside.cookie = str(headers["set-cookie"]).partition(";")[0]
+    assert inside.send("GET", "certificates")[0] == 200
+    assert outside.send("GET", "certificates")[0] == 303
+
+
 def test_refusals_are_in_the_log(people: dict[str, Session], place: Place) -> None:
     people["admin"].post("policy", {"csrf": "x"})
     people["auditor"].post("sources/edge/run", {})
@@ -210,7 +223,7 @@ class _NoApi:
 
 
 class _Nobody:
-    async def find(self, _secret: str, *, active: bool = True) -> None:
+    async def find(self, _secret: str, *, address: str | None = None, active: bool = True) -> None:
         return None
 
 

@@ -22,7 +22,7 @@ from handclasp.access.limits import Limiter, network_key
 from handclasp.access.sessions import Session, Sessions
 from handclasp.clock import Clock
 from handclasp.console.assets import PREFIX, Assets
-from handclasp.console.nav import nav_for, section_of
+from handclasp.console.nav import nav_for, section_of, title_of
 from handclasp.console.render import environment
 from handclasp.console.visit import MAX_FORM, Answer, Api, Go, Raw, Shown, Visit, read_cookies, read_form, read_query
 from handclasp.errors import HandclaspError, Kind
@@ -36,8 +36,8 @@ ROOT = "/console/"
 COOKIE = "__Host-handclasp"
 FLASH = "__Host-handclasp-said"
 THEME = "__Host-handclasp-theme"
-PATIENCE = 60.0
-"""Seconds that whoever takes a download may take over one part of it."""
+TIMES = "__Host-handclasp-times"
+"""Cookie: whether times are shown exactly, and not as people say them."""
 FORM_WITHIN = 30.0
 """Seconds that whoever sends a form may take over it: anybody may send one to the door."""
 AUTO = b"x-handclasp-auto"
@@ -109,19 +109,19 @@ class Console:
         visit = self._visit(scope)
         try:
             answer = await self._answer(visit, scope, receive)
+            if isinstance(answer, Raw):
+                await self._download(answer, scope, receive, send)
+                return
         except HandclaspError as error:
-            answer = self._problem(error)
+            answer = self._problem(error, visit)
         except Exception:  # the last line of defence: a bug in one page must not show its inside
             _log.exception("unexpected error in %s %s", scope["method"], scope["path"][:200])
-            answer = self._problem(HandclaspError(Kind.INTERNAL, "unexpected error"))
-        if isinstance(answer, Raw):
-            await self._stream(answer, visit, receive, send)
-            return
+            answer = self._problem(HandclaspError(Kind.INTERNAL, "unexpected error"), visit)
         try:
             status, headers, body = self._render(answer, visit)
         except Exception:  # a mistake in a template is answered as one in a page, and not with a connection that ends
             _log.exception("a page cannot be rendered: %s", scope["path"][:200])
-            status, headers, body = self._render(self._problem(HandclaspError(Kind.INTERNAL, "unexpected error")), visit)
+            status, headers, body = self._render(self._problem(HandclaspError(Kind.INTERNAL, "unexpected error"), visit), visit)
         await _send(send, status, headers, b"" if scope["method"] == "HEAD" else body, len(body))
 
     def _visit(self, scope: Scope) -> Visit:
@@ -141,7 +141,8 @@ class Console:
 
     async def _answer(self, visit: Visit, scope: Scope, receive: Receive) -> Answer:
         visit.query = read_query(scope["query_string"])
-        visit.session = await self.sessions.find(visit.cookies.get(COOKIE, ""), active=AUTO not in visit.headers)
+        cookie, is_active = visit.cookies.get(COOKIE, ""), AUTO not in visit.headers
+        visit.session = await self.sessions.find(cookie, address=visit.source.address, active=is_active)
         page = self._find(visit)
         if visit.session is None and (page is None or not page.public):
             return self._to_door(visit, scope)
@@ -167,8 +168,11 @@ class Console:
 
     def _to_door(self, visit: Visit, scope: Scope) -> Answer:
         wanted = visit.path + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
-        to = ROOT + "sign-in" + ("?" + urlencode({"next": wanted}) if visit.method == "GET" and wanted != ROOT else "")
-        return Go(to, "" if COOKIE not in visit.cookies else "Your session has ended. Sign in again.", bad=True)
+        if visit.method != "GET":
+            wanted = visit.came_from  # a form cannot be kept; its page can
+        to = ROOT + "sign-in" + ("?" + urlencode({"next": wanted}) if wanted not in ("", ROOT) else "")
+        lost = "" if visit.method == "GET" else " Nothing was changed."
+        return Go(to, "" if COOKIE not in visit.cookies else f"Your session has ended.{lost} Sign in again.", bad=True)
 
     # --- where a form comes from ----------------------------------------------------------------------------------------------------
 
@@ -208,10 +212,13 @@ class Console:
 
     # --- answers --------------------------------------------------------------------------------------------------------------------
 
-    def _problem(self, error: HandclaspError) -> Shown:
+    def _problem(self, error: HandclaspError, visit: Visit) -> Shown:
         status = self._api.status(error)
         detail = "something is wrong inside the server; its log says what" if error.kind is Kind.INTERNAL else error.detail
-        return Shown("problem.html", {"detail": detail, "hint": error.hint, "kind": error.kind.value, "status": status}, status)
+        back = visit.came_from if visit.method == "POST" else ""
+        return Shown(
+            "problem.html", {"detail": detail, "hint": error.hint, "kind": error.kind.value, "status": status, "back": back}, status
+        )
 
     def _render(self, answer: Shown | Go, visit: Visit) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         headers = [*_HEADERS, (b"cache-control", b"no-store")]
@@ -261,34 +268,16 @@ class Console:
             "frame": "partial.html" if visit.partial else "base.html",
             "nav": nav_for(visit.can) if visit.session is not None else [],
             "section": section_of(visit.path),
+            "section_title": title_of(section_of(visit.path)),
+            "exactly": visit.cookies.get(TIMES) == "exact",
             "domain": visit.log_key.name.partition("/")[0],
         }
 
-    async def _stream(self, answer: Raw, visit: Visit, receive: Receive, send: Send) -> None:
-        """Send a download as it is made, at the pace of whoever takes it."""
-        try:
-            part: bytes | None = await anext(answer.parts, b"")
-        except HandclaspError as error:  # nothing is sent yet: it can still be said what is wrong
-            status, headers, body = self._render(self._problem(error), visit)
-            await _send(send, status, headers, body, len(body))
-            return
+    async def _download(self, answer: Raw, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a download. What is raised here is raised before anything is sent."""
         headers = [*_HEADERS, (b"cache-control", b"no-store"), (b"content-type", answer.media_type.encode())]
         headers.append((b"content-disposition", f'attachment; filename="{answer.file_name}"'.encode()))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while part is not None and not gone.done():
-                async with asyncio.timeout(PATIENCE):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                part = await anext(answer.parts, None)
-            if part is None:
-                await send({"type": "http.response.body", "body": b""})
-        except TimeoutError:
-            _log.warning("a download was not read for %d seconds; its connection is ended", PATIENCE)
-        except Exception:  # an answer that has begun can only be broken off
-            _log.exception("a download broke off in its middle; its connection is ended")
-        finally:
-            gone.cancel()
+        await self._api.send_parts(answer.parts, headers, receive, send, head=scope["method"] == "HEAD")
 
     async def _send_asset(self, scope: Scope, send: Send) -> None:
         asset = self.assets.find(scope["path"])
@@ -332,11 +321,6 @@ async def _read_body(receive: Receive) -> bytes:
             raise HandclaspError(Kind.TOO_LARGE, f"a form has at most {MAX_FORM} bytes")
         if not message.get("more_body", False):
             return received
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, length: int) -> None:

@@ -13,7 +13,7 @@ from handclasp.access.roles import Roles
 from handclasp.access.sessions import Sessions
 from handclasp.access.signin import OidcSignIn
 from handclasp.access.tokens import Tokens
-from handclasp.console.app import NO_COOKIE, ROOT, STRICT, THEME, THEMES, Console, Page, session_cookie
+from handclasp.console.app import NO_COOKIE, ROOT, STRICT, THEME, THEMES, TIMES, Console, Page, session_cookie
 from handclasp.console.visit import Answer, Go, Shown, Visit
 from handclasp.errors import HandclaspError, Kind
 
@@ -56,6 +56,7 @@ class Doors:
             Page("GET", "sign-in/oidc/callback", self.from_provider, public=True),
             Page("POST", "sign-out", self.out),
             Page("POST", "theme", self.theme, public=True),
+            Page("POST", "times", self.times),
         ]
 
     async def show(self, visit: Visit, error: HandclaspError | None = None, status: int = 200) -> Shown | Go:
@@ -130,7 +131,12 @@ class Doors:
         wanted = visit.form.get("theme", "")
         if wanted not in THEMES:
             raise HandclaspError(Kind.BAD_REQUEST, f"a theme is one of {', '.join(THEMES)}")
-        return Go(_next(visit) or ROOT, cookies=(f"{THEME}={wanted}; Max-Age=31536000{STRICT}",))
+        return Go(_ours(visit.came_from) or _next(visit) or ROOT, cookies=(f"{THEME}={wanted}; Max-Age=31536000{STRICT}",))
+
+    async def times(self, visit: Visit) -> Answer:
+        """Keep in a cookie how times are shown."""
+        wanted = "exact" if visit.form.get("times") == "exact" else "relative"
+        return Go(_ours(visit.came_from) or _next(visit) or ROOT, cookies=(f"{TIMES}={wanted}; Max-Age=31536000{STRICT}",))
 
     async def _enter(
         self, visit: Visit, prove: Callable[[], Awaitable[TokenPrincipal | CertificatePrincipal | OidcPrincipal]], means: str
@@ -152,7 +158,11 @@ class Doors:
 
 def _next(visit: Visit) -> str:
     """Return the page that was wanted before signing in; only one of ours."""
-    wanted = visit.form.get("next") or visit.query.get("next", "")
+    return _ours(visit.form.get("next") or visit.query.get("next", ""))
+
+
+def _ours(wanted: str) -> str:
+    """Return an address if it is one of the console's own pages, and none else."""
     inside = _NEXT.fullmatch(wanted) is not None and "//" not in unquote(wanted.partition("?")[0]) and "/sign-" not in wanted
     return wanted if inside else ""
 

@@ -1,7 +1,11 @@
-"""Filters of a list as fields of a form, made from the API's own parameters: a filter that the API has, the console has."""
+"""Filters of a list as fields of a form, and as options of a command.
+
+They are made from the API's own parameters: a filter that the API has, the console has.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +60,21 @@ def fields_of(parameters: Sequence[ApiParameter]) -> list[Field]:
         if one.name not in _LEFT_OUT
     ]
     return sorted(made, key=lambda field: field.name != "q")
+
+
+COMMANDS: Mapping[str, str] = {"certificates": "cert list", "identities": "identity list", "locations": "location list"}
+"""Commands that list the same, with an option for each filter."""
+
+
+def list_command(name: str, search: Mapping[str, str]) -> str:
+    """Return the command that shows the same list with the same filters."""
+    words = ["handclasp", *COMMANDS[name].split()]
+    for parameter, value in search.items():
+        words.append(f"{_FLAGS.get(parameter, '--' + parameter.replace('_', '-'))}={value}")  # in one word: a value may begin with a dash
+    return shlex.join(words)
+
+
+_FLAGS = {"ca": "--is-ca"}
 
 
 def _choices(schema: Mapping[str, Any]) -> tuple[str, ...]:

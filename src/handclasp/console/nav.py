@@ -30,6 +30,8 @@ NAV: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
 )
 """Groups of (name, address, the scope that it needs)."""
 
+_SCOPES = {address: scope for _, items in NAV for _, address, scope in items} | {"/console/identity": "inventory:read"}
+
 _ALIASES = {
     "/console/identity": "/console/identities",
     "/console/owner": "/console/owners",
@@ -43,6 +45,18 @@ def nav_for(can: Callable[[str], bool]) -> list[tuple[str, list[tuple[str, str]]
     """Return the part of the menu that somebody may see."""
     shown = [(group, [(name, address) for name, address, scope in items if can(scope)]) for group, items in NAV]
     return [(group, items) for group, items in shown if items]
+
+
+def opens(can: Callable[[str], bool], address: str) -> bool:
+    """Tell whether somebody may see the page at an address: what they may not see is named, and no link."""
+    path = address.partition("?")[0]
+    scope = _SCOPES.get("/".join(path.split("/")[:3])) or _SCOPES.get(section_of(path))
+    return scope is None or can(scope)
+
+
+def title_of(section: str) -> str:
+    """Return what an address is called in the menu; empty for none."""
+    return next((name for _, items in NAV for name, address, _ in items if address == section), "")
 
 
 def section_of(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -99,20 +100,32 @@ def environment() -> Environment:
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False)
 
-    def when(text: str | None, now: int) -> Any:
+    def when(text: str | None, now: int, exactly: bool = False) -> Any:
         if not text:
             return Markup('<span class="none">never</span>')
         try:
             at = parse_rfc3339(text)
         except HandclaspError:
             return escape(text)
-        return Markup('<time datetime="{}" title="{}">{}</time>').format(text, exact(text), relative(at, now))
+        shown = (exact(text), relative(at, now)) if exactly else (relative(at, now), exact(text))
+        return Markup('<time datetime="{}" title="{}">{}</time>').format(text, shown[1], shown[0])
 
     def breakable(text: str) -> Any:
         """Let a long name break after its separators, and nowhere else."""
         return Markup("").join(Markup("{}<wbr>").format(one) if one in "/.:@" else escape(one) for one in text)
 
-    made.filters |= {"when": when, "breakable": breakable, "grouped": grouped, "exact": exact, "chart": chart_data}
+    def past(text: str, now: int) -> bool:
+        return parse_rfc3339(text) < now
+
+    made.filters |= {
+        "when": when,
+        "past": past,
+        "quoted": shlex.quote,
+        "breakable": breakable,
+        "grouped": grouped,
+        "exact": exact,
+        "chart": chart_data,
+    }
     made.globals |= {
         "tone": lambda state: TONES.get(str(state), "plain"),
         "word": lambda state: WORDS.get(str(state), str(state).replace("_", " ")),

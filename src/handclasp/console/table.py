@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from handclasp.console.app import Page
-from handclasp.console.pages import discovery, inventory, log, new_source, overview, owners, rules, trust
+from handclasp.console.pages import discovery, find, inventory, log, new_source, overview, owners, rules, trust
 
 PAGES: tuple[Page, ...] = (
     *overview.PAGES,
+    *find.PAGES,
     *inventory.PAGES,
     *discovery.PAGES,
     *new_source.PAGES,

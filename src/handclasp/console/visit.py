@@ -8,13 +8,19 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
+from starlette.types import Receive, Send
+
 from handclasp.access.principals import ConsoleUser
 from handclasp.access.sessions import Session
+from handclasp.console import nav
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source
 from handclasp.log.notes import VerifierKey
 
 MAX_FORM = 1_048_576 + 65_536  # bytes: a policy document, form-encoded
+OF_PAGES = frozenset({"cursor", "was", "row"})
+"""What an address says about the page of a list (see :mod:`handclasp.console.turns`), and not about what is looked for."""
+MAX_ADDRESS = 8192  # characters of an address that somebody is sent back to
 
 
 class ApiParameter(Protocol):
@@ -46,6 +52,11 @@ class Api(Protocol):
         source: Source | None = None,
     ) -> Any:
         """Call a route as the person; raise what it raises."""
+
+    async def send_parts(
+        self, parts: AsyncIterator[bytes], headers: list[tuple[bytes, bytes]], receive: Receive, send: Send, *, head: bool = False
+    ) -> None:
+        """Send an answer as it is made, at the pace of whoever takes it; before anything is sent, raise what making it raises."""
 
     def parameters(self, path: str) -> Sequence[ApiParameter]:
         """Return the query parameters of a list."""
@@ -92,6 +103,22 @@ class Visit:
     def can(self, scope: str) -> bool:
         """Tell whether the person has a scope for everything."""
         return scope in self.user.scopes or "admin" in self.user.scopes
+
+    @property
+    def search(self) -> dict[str, str]:
+        """What is looked for in a list: the filters in the address, without the page of the list."""
+        return {name: value for name, value in self.query.items() if name not in OF_PAGES}
+
+    def opens(self, address: str) -> bool:
+        """Tell whether the person may see a page of the console."""
+        return self.session is not None and nav.opens(self.can, address)
+
+    @property
+    def came_from(self) -> str:
+        """The page of the console that sent this, by what the browser says (``Referer``); empty where it does not say one of ours."""
+        ours = "https://" + self.headers.get(b"host", b"").decode("latin-1")
+        said = self.headers.get(b"referer", b"").decode("latin-1")
+        return said.removeprefix(ours) if said.startswith(ours + "/console/") and len(said) < MAX_ADDRESS and said.isprintable() else ""
 
     def can_for(self, scope: str, owner: str | None) -> bool:
         """Tell whether the person may change what belongs to an owner. The API decides; this says which buttons to show."""
@@ -154,6 +181,15 @@ class Raw:
     parts: AsyncIterator[bytes]
     media_type: str
     file_name: str
+
+
+def as_file(text: str, name: str) -> Raw:
+    """Return a short text as a download."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    return Raw(parts(), "application/x-pem-file", name)
 
 
 Answer = Shown | Go | Raw

@@ -6,12 +6,14 @@ from urllib.parse import quote
 
 from handclasp.console.app import Page
 from handclasp.console.fields import list_query
+from handclasp.console.turns import turns
 from handclasp.console.visit import Answer, Go, Shown, Visit
 
 
 async def sources(visit: Visit) -> Answer:
     """List the sources, with what they cover and what failed."""
-    return Shown("sources.html", {"listed": await visit.get("/v1/sources", list_query(visit, "/v1/sources"))})
+    listed = await visit.get("/v1/sources", list_query(visit, "/v1/sources"))
+    return Shown("sources.html", {"listed": listed, "turns": turns(visit, listed.next_cursor, len(listed.items), 50)})
 
 
 async def source(visit: Visit) -> Answer:

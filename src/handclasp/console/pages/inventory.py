@@ -6,12 +6,15 @@ from typing import Any
 from urllib.parse import quote
 
 from handclasp.console.app import Page
-from handclasp.console.fields import fields_of, list_query
+from handclasp.console.fields import fields_of, list_command, list_query
 from handclasp.console.picture import line_picture
 from handclasp.console.render import identity_link
-from handclasp.console.visit import Answer, Go, Raw, Shown, Visit
+from handclasp.console.turns import turns
+from handclasp.console.visit import Answer, Go, Raw, Shown, Visit, as_file
 from handclasp.errors import HandclaspError, Kind
 
+PAGE = 50
+"""Rows on a page of a list."""
 HISTORY = 8
 """Certificates of an identity's line, and decisions about it, of which its page shows the entries of the log."""
 OF_HISTORY = 20
@@ -39,15 +42,17 @@ async def locations(visit: Visit) -> Answer:
 
 
 async def _list(visit: Visit, path: str, template: str, first: tuple[str, ...], name: str) -> Shown:
-    listed = await visit.get(path, list_query(visit, path))
-    views = None if visit.partial else await visit.find("inventory:read", "/v1/views")
+    listed = await visit.get(path, list_query(visit, path, PAGE))
+    views = await visit.find("inventory:read", "/v1/views")
+    known = {one.name for one in visit.api.parameters(path)}
     context = {
         "listed": listed,
         "fields": fields_of(visit.api.parameters(path)),
         "first": first,
         "views": [view for view in views.items if view.list == name] if views is not None else [],
         "list_name": name,
-        "search": {key: value for key, value in visit.query.items() if key != "cursor"},
+        "turns": turns(visit, listed.next_cursor, len(listed.items), PAGE),
+        "command": list_command(name, {key: value for key, value in visit.search.items() if key in known}),
     }
     return Shown(template, context)
 
@@ -56,6 +61,8 @@ async def identity(visit: Visit) -> Answer:
     """Show one identity: what it is, whose, its certificates over time, where they are, and what to do next."""
     name = visit.query.get("name", "")
     detail = await visit.get(f"/v1/identities/{name}")
+    if getattr(detail, "identity", None) != name or not hasattr(detail, "line"):  # the rest of the name led to another route
+        raise HandclaspError(Kind.NOT_FOUND, "there is no such identity")
     owners = await visit.find("owners:read", "/v1/owners", {"limit": "500"})
     context = {
         "detail": detail,
@@ -89,7 +96,8 @@ async def history(visit: Visit) -> Answer:
     for one in listed.items:
         found = await _entries_of(visit, one)
         entries += [found[index] for index in sorted(found, reverse=True)]
-    return Shown("history.html", {"name": name, "listed": listed, "entries": entries})
+    context = {"name": name, "entries": entries, "turns": turns(visit, listed.next_cursor, len(listed.items), OF_HISTORY)}
+    return Shown("history.html", context)
 
 
 async def _entries_of(visit: Visit, one: Any) -> dict[int, Any]:
@@ -106,8 +114,25 @@ async def _entries_of(visit: Visit, one: Any) -> dict[int, Any]:
 async def certificate(visit: Visit) -> Answer:
     """Show one certificate."""
     shown = await visit.get(f"/v1/certificates/{visit.params['sha256']}", {"expand": "sightings"})
-    context = {"one": shown, "reasons": REASONS, "decisions": DECISIONS}
+    context = {"one": shown, "reasons": REASONS, "decisions": DECISIONS, "chain": await _chain(visit, shown)}
     return Shown("certificate.html", context)
+
+
+async def _chain(visit: Visit, one: Any) -> str:
+    """Return the certificate of the authority that issued one here, PEM; empty where that is not known, or not for the person to see."""
+    if one.origin != "issued" or not one.authority:
+        return ""
+    authority = await visit.find("authorities:read", f"/v1/authorities/{quote(one.authority, safe='')}")
+    return authority.certificate if authority is not None else ""
+
+
+async def pem(visit: Visit) -> Answer:
+    """Hand out one certificate as a file, with its authority's where that is asked for."""
+    one = await visit.get(f"/v1/certificates/{visit.params['sha256']}")
+    if not one.certificate:
+        raise HandclaspError(Kind.NOT_FOUND, "only the fingerprint of this certificate is known")
+    parts = [one.certificate] + ([await _chain(visit, one)] if visit.query.get("chain") else [])
+    return as_file("".join(part.strip() + "\n" for part in parts if part), f"{one.sha256[:16]}.pem")
 
 
 async def location(visit: Visit) -> Answer:
@@ -201,6 +226,7 @@ PAGES = (
     Page("GET", "certificates", certificates),
     Page("GET", "certificates/export", export),
     Page("GET", "certificates/{sha256}", certificate),
+    Page("GET", "certificates/{sha256}/pem", pem),
     Page("POST", "certificates/{sha256}/revoke", revoke),
     Page("POST", "certificates/{sha256}/triage", triage),
     Page("GET", "locations", locations),

@@ -6,6 +6,7 @@ import json
 
 from handclasp.console.app import Page
 from handclasp.console.fields import fields_of, list_query
+from handclasp.console.turns import turns
 from handclasp.console.visit import Answer, Shown, Visit
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.entries import ENTRY_TYPES
@@ -16,8 +17,10 @@ async def entries(visit: Visit) -> Answer:
     """List entries, newest first."""
     path = "/v1/log/entries"
     checkpoint = await _checkpoint(visit)
+    listed = await visit.get(path, list_query(visit, path))
     context = {
-        "listed": await visit.get(path, list_query(visit, path)),
+        "listed": listed,
+        "turns": turns(visit, listed.next_cursor, len(listed.items), 50),
         "fields": fields_of(visit.api.parameters(path)),
         "types": ENTRY_TYPES,
         "checkpoint": checkpoint,

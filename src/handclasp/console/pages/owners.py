@@ -6,6 +6,7 @@ from typing import Any
 
 from handclasp.console.app import Page
 from handclasp.console.fields import fields_of, list_query
+from handclasp.console.turns import turns
 from handclasp.console.visit import Answer, Shown, Visit
 
 QUEUES = {
@@ -22,8 +23,10 @@ _FOUND = ("unissued", "foreign")
 
 async def owners(visit: Visit) -> Answer:
     """List the owners."""
+    listed = await visit.get("/v1/owners", list_query(visit, "/v1/owners"))
     context = {
-        "listed": await visit.get("/v1/owners", list_query(visit, "/v1/owners")),
+        "listed": listed,
+        "turns": turns(visit, listed.next_cursor, len(listed.items), 50),
         "fields": fields_of(visit.api.parameters("/v1/owners")),
         "standing": await visit.find("owners:read", "/v1/ownership"),
     }
@@ -51,6 +54,7 @@ async def triage(visit: Visit) -> Answer:
     owners = await visit.find("owners:read", "/v1/owners", {"limit": "500"})
     context = {
         "listed": listed,
+        "turns": turns(visit, listed.next_cursor, len(listed.items), 25),
         "queue": queue,
         "queues": QUEUES,
         "standing": visit.query.get("standing", _FOUND[0]),

@@ -11,6 +11,7 @@ from typing import Any
 from handclasp.access.principals import SCOPES
 from handclasp.console.app import Page
 from handclasp.console.fields import fields_of, list_query
+from handclasp.console.turns import turns
 from handclasp.console.visit import Answer, Go, Shown, Visit
 from handclasp.errors import HandclaspError, Kind
 
@@ -20,8 +21,9 @@ _SPLIT = re.compile(r"[\s,]+")
 async def tokens(visit: Visit) -> Answer:
     """List tokens."""
     path = "/v1/tokens"
-    context = {"listed": await visit.get(path, list_query(visit, path)), "fields": fields_of(visit.api.parameters(path))}
-    return Shown("tokens.html", context)
+    listed = await visit.get(path, list_query(visit, path))
+    shown = {"listed": listed, "turns": turns(visit, listed.next_cursor, len(listed.items), 50)}
+    return Shown("tokens.html", shown | {"fields": fields_of(visit.api.parameters(path))})
 
 
 async def token(visit: Visit) -> Answer:
@@ -125,20 +127,27 @@ async def policy(visit: Visit) -> Answer:
     """Show the policy in force."""
     one = await visit.get("/v1/policy")
     entries = await visit.find("log:read", "/v1/log/entries", {"type": "policy.applied", "limit": "10"})
-    return Shown("policy.html", {"one": one, "entries": entries.items if entries is not None else [], "text": one.text, "diff": None})
+    shown = {"one": one, "entries": entries.items if entries is not None else [], "text": one.text, "diff": None, "error": None}
+    return Shown("policy.html", shown)
 
 
 async def change_policy(visit: Visit) -> Answer:
     """Compare a policy with the one in force, or put it in force."""
     text = visit.form.get("text", "")
-    if "apply" in visit.form:
-        done = await visit.send("PUT", "/v1/policy", {"text": text})
-        said = f"In force; log entry {done.log_entry}." if done.log_entry is not None else "Nothing changed."
-        return Go("/console/policy", said)
+    try:
+        if "apply" in visit.form:
+            done = await visit.send("PUT", "/v1/policy", {"text": text})
+            said = f"In force; log entry {done.log_entry}." if done.log_entry is not None else "Nothing changed."
+            return Go("/console/policy", said)
+        diff = await visit.send("POST", "/v1/policy:diff", {"text": text})
+    except HandclaspError as error:
+        if visit.api.status(error) not in (400, 409, 422):
+            raise
+        shown = {"one": await visit.get("/v1/policy"), "entries": [], "text": text, "diff": None, "error": error}
+        return Shown("policy.html", shown, visit.api.status(error))  # nothing of what was typed is lost
     one = await visit.get("/v1/policy")
-    diff = await visit.send("POST", "/v1/policy:diff", {"text": text})
     lines = list(difflib.unified_diff(one.text.splitlines(), text.splitlines(), "in force", "proposed", lineterm="", n=2))
-    return Shown("policy.html", {"one": one, "entries": [], "text": text, "diff": diff, "lines": lines})
+    return Shown("policy.html", {"one": one, "entries": [], "text": text, "diff": diff, "lines": lines, "error": None})
 
 
 async def profiles(visit: Visit) -> Answer:

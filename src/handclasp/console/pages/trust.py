@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from handclasp.console.app import Page
 from handclasp.console.fields import fields_of, list_query
-from handclasp.console.visit import Answer, Shown, Visit
+from handclasp.console.turns import turns
+from handclasp.console.visit import Answer, Shown, Visit, as_file
 
 
 async def authorities(visit: Visit) -> Answer:
@@ -24,9 +25,16 @@ async def authority(visit: Visit) -> Answer:
     return Shown("authority.html", {"one": one, "issued": issued.items if issued is not None else []})
 
 
+async def authority_pem(visit: Visit) -> Answer:
+    """Hand out the certificate of an authority as a file."""
+    one = await visit.get(f"/v1/authorities/{visit.params['name']}")
+    return as_file(one.certificate.strip() + "\n", f"{one.sha256[:16]}.pem")
+
+
 async def rotations(visit: Visit) -> Answer:
     """List the rotations."""
-    return Shown("rotations.html", {"listed": await visit.get("/v1/rotations", list_query(visit, "/v1/rotations"))})
+    listed = await visit.get("/v1/rotations", list_query(visit, "/v1/rotations"))
+    return Shown("rotations.html", {"listed": listed, "turns": turns(visit, listed.next_cursor, len(listed.items), 50)})
 
 
 async def rotation(visit: Visit) -> Answer:
@@ -37,7 +45,9 @@ async def rotation(visit: Visit) -> Answer:
 async def agents(visit: Visit) -> Answer:
     """List the agents."""
     path = "/v1/agents"
-    return Shown("agents.html", {"listed": await visit.get(path, list_query(visit, path)), "fields": fields_of(visit.api.parameters(path))})
+    listed = await visit.get(path, list_query(visit, path))
+    shown = {"listed": listed, "turns": turns(visit, listed.next_cursor, len(listed.items), 50)}
+    return Shown("agents.html", shown | {"fields": fields_of(visit.api.parameters(path))})
 
 
 async def agent(visit: Visit) -> Answer:
@@ -51,6 +61,7 @@ async def agent(visit: Visit) -> Answer:
 PAGES = (
     Page("GET", "authorities", authorities),
     Page("GET", "authorities/{name}", authority),
+    Page("GET", "authorities/{name}/pem", authority_pem),
     Page("GET", "rotations", rotations),
     Page("GET", "rotations/{id}", rotation),
     Page("GET", "agents", agents),
