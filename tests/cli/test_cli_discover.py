@@ -40,3 +40,8 @@ def test_what_is_found_and_what_is_not_allowed(tmp_path: Path) -> None:
     assert refused.return_value == 1
     assert json.loads(refused.stdout)["files"] == []
     assert "does not name it" in json.loads(refused.stdout)["problem"]
+
+
+def test_a_path_that_is_not_there_is_said(tmp_path: Path) -> None:
+    missing = CliRunner().invoke(discover, [str(tmp_path / "typo")], standalone_mode=False)
+    assert (missing.return_value, missing.stderr.splitlines()[0]) == (1, f"{tmp_path}/typo: it is not there")

@@ -158,3 +158,18 @@ def test_assign_and_owners(there: FakeApi, run: Any) -> None:
     shown = run("identity", "owners", WEB)
     assert "in no directory any more" in shown.stdout
     assert json.loads(run("identity", "owners", WEB, "--json").stdout)["items"][0]["stands"] == "disputed"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("o.csv", ""), ("o.csv", "name,kind\n"), ("c.yaml", "\n"), ("CODEOWNERS", "# nobody\n"), ("o.json", "{}")]
+)
+def test_a_file_with_nothing_in_it_has_nobody_leave_unless_that_is_meant(
+    there: FakeApi, run: Any, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    result = run("owner", "import", name)
+    assert (result.exit_code, "--allow-empty" in result.stderr) == (1, True)
+    assert there.asked == []
+    there.on("PUT", "/v1/owners", o.OwnerImported(directory="csv", changes=[], owners=0, components=0, paths=0, catalogue_changed=0))
+    assert run("owner", "import", name, "--allow-empty").exit_code == 0
+    assert there.asked[-1].body.owners == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -201,7 +202,7 @@ def test_import_of_a_file_with_bad_rows_exits_1_and_keeps_them(api: FakeApi, run
     assert api.asked[-1].body.sightings.observed[0].problem == "there is no certificate in it"
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.pem", "nothing"), ("missing.pem", None), ("x.csv", "a,b\n")])
+@pytest.mark.parametrize(("name", "content"), [("x.pem", "nothing"), ("no.pem", None), ("x.csv", "a,b\n"), ("x.der", "0,\0"), ("x", "")])
 def test_import_of_what_is_no_inventory_is_refused(api: FakeApi, run: Any, tmp_path: Path, name: str, content: str | None) -> None:
     api.on("GET", "/v1/sources/old", source(name="old", kind="import"))
     if content is not None:
@@ -209,6 +210,7 @@ def test_import_of_what_is_no_inventory_is_refused(api: FakeApi, run: Any, tmp_p
     result = run("source", "import", "old", name)
     assert result.exit_code == 1
     assert name in result.stderr
+    assert api.asked == [], "it leaves no source behind"
 
 
 def test_a_dry_import_asks_nobody(api: FakeApi, run: Any, tmp_path: Path) -> None:
@@ -216,3 +218,57 @@ def test_a_dry_import_asks_nobody(api: FakeApi, run: Any, tmp_path: Path) -> Non
     result = run("source", "import", "old", "bundle.pem", "--dry-run")
     assert (result.exit_code, api.asked) == (0, [])
     assert "certificates\t2" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["a/b", "../tokens", "?x=1", "a b"])
+def test_a_name_is_one_segment_of_a_path_whatever_is_in_it(there: FakeApi, run: Any, name: str) -> None:
+    assert run("source", "show", name).exit_code == 1
+    assert [one.path for one in there.asked] == [f"/v1/sources/{quote(name, safe='')}"]
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_name_that_no_address_can_hold_is_not_asked_for(there: FakeApi, run: Any, name: str) -> None:
+    result = run("source", "show", name)
+    assert (result.exit_code, result.stderr) == (1, f"error: nothing is called {name!r} (not_found)\n")
+    assert there.asked == []
+
+
+def test_a_scan_that_goes_on_already_is_watched(there: FakeApi, run: Any) -> None:
+    there.on("POST", "/v1/sources/office:run", HandclaspError(Kind.CONFLICT, "a scan of this source goes on"))
+    there.on("GET", "/v1/scans", ScanList(items=[scan(state="running", ended_at=None)]))
+    there.on("GET", "/v1/scans/k3v6q2mzt4w7ay5d", scan())
+    result = run("source", "run", "office", "--watch")
+    assert (result.exit_code, "goes on already: watching it" in result.stderr) == (0, True)
+    for others, arguments in (
+        ([scan()], ["--watch"]),
+        ([scan(state="running", dry=True)], ["--watch"]),
+        ([scan(state="running")], ["--watch", "--dry-run"]),
+        ([scan(state="running")], []),
+    ):
+        there.on("GET", "/v1/scans", ScanList(items=others))
+        assert run("source", "run", "office", *arguments).exit_code == 1
+
+
+@pytest.mark.parametrize(("last", "code"), [(scan(), 0), (scan(failed=3), 1), (scan(state="stopped"), 1)])
+def test_watching_a_scan_says_by_its_exit_code_how_it_went(there: FakeApi, run: Any, last: Scan, code: int) -> None:
+    there.on("GET", f"/v1/scans/{last.id}", last)
+    assert run("source", "scans", "--scan", last.id, "--watch").exit_code == code
+    assert run("source", "scans", "--scan", last.id).exit_code == 0
+
+
+def test_watching_outlives_a_server_that_is_away_and_ctrl_c_ends_only_the_watching(
+    there: FakeApi, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [HandclaspError(Kind.UNAVAILABLE, "Connection refused"), scan()]
+    there.on("GET", "/v1/scans/k3v6q2mzt4w7ay5d", lambda _body, _params: answers.pop(0))
+    monkeypatch.setattr(source_view, "LINE_EVERY", 0)
+    result = run("source", "run", "office", "--watch")
+    assert (result.exit_code, "office: Connection refused" in result.stderr) == (0, True)
+
+    def stopped(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(source_view, "sleep", stopped)
+    result = run("source", "run", "office", "--watch")
+    assert result.exit_code == 130
+    assert "the scan goes on by itself: handclasp source scans --scan k3v6q2mzt4w7ay5d --watch" in result.stderr

@@ -134,3 +134,26 @@ def test_a_closed_stream_is_no_terminal(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
     assert not terminal.is_terminal(file)
     assert terminal.out() is sys.stdout
+
+
+def test_a_table_fits_a_narrow_terminal_and_long_names_give_way_first(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "is_terminal", lambda _stream: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [["confirmed", "spiffe://example.org/" + "long/" * 20, None, "contested"], ["zone", "x", "", "guess"]]
+    terminal.write_table(["evidence", "identity", "nothing", "stands"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["EVIDENCE", "IDENTITY", "STANDS"], "a column that nothing is in is left out"
+    assert lines[1].startswith("confirmed  spiffe://")
+    assert lines[1].rstrip().endswith("contested")
+    assert max(map(len, lines)) <= 60
+
+
+@given(
+    st.lists(st.lists(st.text("ab /:", max_size=60), min_size=3, max_size=3), min_size=1, max_size=5),
+    st.integers(min_value=8, max_value=140),
+)
+def test_what_columns_are_given_fits_any_width(rows: list[list[str]], width: int) -> None:
+    widths = terminal._widths([["head", *(row[n] for row in rows)] for n in range(3)], width)
+    assert all(one >= 1 for one in widths)
+    assert sum(widths) + 4 <= max(width, 7)

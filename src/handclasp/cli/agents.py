@@ -241,8 +241,9 @@ def discover(state: State, paths: tuple[str, ...], config: str | None, passwords
         )
     for path, problem in found.unread.items():
         terminal.say(f"{path}: {problem}")
-    if found.problem:
-        terminal.say(found.problem)
+    for text in (found.problem, found.skipped):
+        if text:
+            terminal.say(text)
     terminal.say(f"{found.looked_at} files looked at, something found in {len(found.files)}")
     return 1 if found.problem or found.unread or any(one.problem for one in found.files) else 0
 

@@ -37,7 +37,8 @@ audit.add_command(witness)
 @click.option(
     "--subject",
     metavar="SUBJECT",
-    help="Only entries about this: token:ID, agent:IDENTITY, authority:NAME, certificate:SHA256 (revocations).",
+    help="Only entries about this: token:ID, agent:IDENTITY, authority:NAME, certificate:SHA256 (revocations, decisions), "
+    "identity:NAME (who owns it), owner:NAME, source:NAME, scan:ID, rotation:ID.",
 )
 @click.option("--since", metavar="TIME", help="Only entries from then on: RFC 3339, or a duration ago such as 1h.")
 @click.option("--until", metavar="TIME", help="Only entries up to then.")

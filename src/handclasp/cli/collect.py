@@ -33,7 +33,11 @@ _LOOK = 10.0  # seconds between looks at the token's file
     "handclasp collect --once --source prod-cluster --token-file collector.token\n"
     "handclasp collect --files ~/kubeconfigs --kind kubernetes --kind istio",
 )
-@click.option("--once", is_flag=True, help="End when there has been nothing to do for --patience; exit 1 when something could not be read.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="End when there has been nothing to do for --patience; exit 1 when something could not be read, or asked for.",
+)
 @click.option("--patience", default="75s", show_default=True, metavar="DURATION", help="With --once: longer than what a killed one held.")
 @click.option("--source", metavar="NAME", help="Read this source only.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Read sources of this kind only; may be given more than once.")
@@ -64,9 +68,13 @@ def collect(
     sources:collect; its file is read again when it changes.
     """
     from handclasp.discovery.engine import Engine
+    from handclasp.discovery.kinds import KINDS
     from handclasp.discovery.kubernetes.access import ACCOUNT
     from handclasp.discovery.remote import RemoteDesk
 
+    unknown = sorted(set(kinds) - KINDS.keys())
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none: {', '.join(KINDS)}", param_hint="--kind")
     seconds = _patience(patience) if once else None
     terminal.start_logging(log_level)
     follow = _Follow(state)
@@ -76,6 +84,8 @@ def collect(
     engine = Engine(desk, system_clock, workers=workers, secrets=[*directories, ACCOUNT])
     with contextlib.closing(follow):
         asyncio.run(_run(engine, desk, seconds))
+    if once and desk.refused is not None:
+        raise desk.refused
     if state.json:
         terminal.write_json({"given_up": desk.given_up})
     return 1 if once and desk.given_up else 0
@@ -130,7 +140,7 @@ async def _run(engine: Engine, desk: RemoteDesk, patience: float | None) -> None
 
 async def _end(running: asyncio.Task[None], desk: RemoteDesk, patience: float) -> None:
     left = patience
-    while left > 0:
+    while left > 0 and not desk.is_refused:
         await asyncio.sleep(min(left, 1.0))
         left = patience if desk.busy else desk.busy_at + patience - time.monotonic()
     running.cancel()

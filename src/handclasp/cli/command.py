@@ -223,4 +223,6 @@ def _os_error(error: OSError) -> HandclaspError:
         return HandclaspError(Kind.NOT_FOUND, what)
     if isinstance(error, PermissionError):
         return HandclaspError(Kind.NOT_ALLOWED, what, hint="run it as the user who owns the file")
+    if isinstance(error, IsADirectoryError | NotADirectoryError):
+        return HandclaspError(Kind.BAD_REQUEST, what)
     return HandclaspError(Kind.UNAVAILABLE, what)

@@ -54,7 +54,7 @@ def list_(state: State, search: str | None, limit: int, **options: Any) -> None:
 def identity_table(items: Sequence[Identity]) -> None:
     """Write identities as a table."""
     terminal.write_table(
-        ["identity", "owner", "tier", "environment", "certificates", "newest ends", "state"],
+        ["identity", "owner", "tier", "environment", "issued", "newest ends", "state"],
         [
             [i.identity, i.owner, i.tier, i.environment, i.certificates, When(i.newest_not_after) if i.newest_not_after else None, i.state]
             for i in items
@@ -85,22 +85,21 @@ def show(state: State, name: str) -> None:
             ("tier", one.tier),
             ("environment", one.environment),
             ("created", When(one.created_at)),
-            ("certificates", one.certificates),
+            ("issued", one.certificates),
             ("state", one.state),
             ("newest ends", When(one.newest_not_after) if one.newest_not_after else None),
             ("names", found.names),
-            ("why", [f"{e.owner} by {e.rule} ({e.evidence}, {e.confidence} %)" for e in found.evidence]),
+            ("why", [f"{e.owner or ''}: {e.rule} ({e.evidence}, {e.confidence} %)" for e in found.evidence]),
             ("may obtain", [f"{g.grant}: {g.who}" for g in found.grants]),
             ("agents", found.agents),
         ]
     )
     for step in found.next_steps:
-        terminal.write_verdict(
-            "fail" if step.level == "alarm" else "warn", step.kind, f"{step.text}: {step.command}" if step.command else step.text
-        )
+        text = f"{step.text.rstrip('.')}: {step.command}" if step.command else step.text
+        terminal.write_verdict("fail" if step.level == "alarm" else "warn", step.kind, text)
     if terminal.is_terminal(terminal.out()):
         terminal.write("\n")
-        certificate_table([item.certificate for item in found.line])
+        certificate_table([item.certificate for item in found.line], of_one=True)
         if found.served:
             terminal.write("\n")
             sighting_table(found.served)

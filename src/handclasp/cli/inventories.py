@@ -44,21 +44,24 @@ def list_(state: State, limit: int, **options: Any) -> None:
         certificate_table(found.items)
 
 
-def certificate_table(items: Sequence[Certificate]) -> None:
-    """Write certificates as a table: the short names of a fingerprint are for people, the whole one for programs."""
+def certificate_table(items: Sequence[Certificate], *, of_one: bool = False) -> None:
+    """Write certificates as a table. People see the beginning of a fingerprint, and not what `cert show` is for.
+
+    ``of_one``: all are of one identity, which need not be said again.
+    """
     shorten = terminal.is_terminal(terminal.out())
     terminal.write_table(
         ["sha256", "identity", "profile", "state", "ends", "renews", "generation", "log entry", "standing", "owner"],
         [
             [
                 c.sha256[:16] if shorten else c.sha256,
-                c.identity or c.subject,
+                "" if of_one else c.identity or c.subject,
                 c.profile,
                 c.state,
                 When(c.not_after),
                 When(c.renew_after) if c.renew_after else None,
-                c.generation,
-                c.log_entry,
+                None if shorten else c.generation,
+                None if shorten else c.log_entry,
                 c.standing,
                 c.owner,
             ]
@@ -147,6 +150,9 @@ def export(state: State, format_: str, out: str | None, **options: Any) -> None:
 
 def _write_whole(path: Path, parts: Iterator[bytes]) -> int:
     """Write the parts beside ``path``, and give it its name when all are there."""
+    if path.is_dir() or not path.parent.is_dir():
+        why = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
+        raise HandclaspError(Kind.BAD_REQUEST, f"{path} {why}", hint="give --out the name of a file")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     size = 0
     try:

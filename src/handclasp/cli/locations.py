@@ -11,7 +11,7 @@ from handclasp.cli import terminal
 from handclasp.cli.command import Command, Group, State, pass_state
 from handclasp.cli.inventories import sighting_table
 from handclasp.cli.options import filter_options, filters_of, limit_option
-from handclasp.cli.terminal import When
+from handclasp.cli.terminal import When, as_cell
 
 if TYPE_CHECKING:
     from handclasp.wire.inventory import Location, Standings
@@ -66,7 +66,7 @@ def show(state: State, number: int) -> None:
         value = getattr(found, name)
         is_time = value and name in ("first_seen", "last_seen", "last_tried", "gone_at")
         fields.append((name.replace("_", " "), When(value) if is_time else value))
-    fields += [(name, str(value)) for name, value in sorted({**found.details, **found.facts}.items())]
+    fields += [(name, as_cell(value)) for name, value in sorted({**found.details, **found.facts}.items())]
     terminal.write_fields(fields)
     if terminal.is_terminal(terminal.out()):
         terminal.write("\n")
@@ -95,4 +95,4 @@ def _write_standings(found: Standings) -> None:
     for one in found.items:
         if one.count and one.advice:
             say = terminal.warn if one.level == "alarm" else terminal.say
-            say(f"{one.standing}: {one.advice} (handclasp cert list --standing {one.standing})")
+            say(f"{one.standing}: {one.advice} See them: handclasp cert list --standing {one.standing}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import click
+
+from handclasp.errors import HandclaspError, Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +53,13 @@ def filters_of(given: dict[str, Any]) -> dict[str, str]:
     names = [name for name in given if name.startswith("filter_")]
     values = {name.removeprefix("filter_"): given.pop(name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def in_path(name: str) -> str:
+    """Return a name as one segment of a path, whatever is in it; raise ``not_found`` for one that no address can hold."""
+    if name in ("", ".", ".."):
+        raise HandclaspError(Kind.NOT_FOUND, f"nothing is called {name!r}")
+    return quote(name, safe="")
 
 
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ from handclasp.cli.command import Group, State, pass_state
 from handclasp.cli.documents import apply_document, diff_document, write_document
 from handclasp.cli.files import read_text
 from handclasp.cli.options import limit_option, pairs
-from handclasp.cli.terminal import When
+from handclasp.cli.terminal import When, counted
+from handclasp.errors import HandclaspError, Kind
 
 if TYPE_CHECKING:
     from handclasp.wire.ownership import Owner, OwnerImported, Ownership, OwnershipItem
@@ -81,8 +82,9 @@ def show(state: State, name: str) -> None:
 )
 @click.option("--directory", metavar="NAME", help="What to call the directory; the format's name else. One directory is imported whole.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--allow-empty", is_flag=True, help="Take files that hold nothing: everybody has left this directory.")
 @pass_state
-def import_(state: State, files: tuple[str, ...], format_: str | None, directory: str | None, dry_run: bool) -> None:
+def import_(state: State, files: tuple[str, ...], format_: str | None, directory: str | None, dry_run: bool, allow_empty: bool) -> None:
     """Import a directory of owners, whole. Who is not in it any more is marked as left, and never removed."""
     from handclasp.ownership.directories import READERS
     from handclasp.wire.ownership import OwnerImported
@@ -90,6 +92,9 @@ def import_(state: State, files: tuple[str, ...], format_: str | None, directory
     kind = format_ or _format(files)
     wanted = READERS[kind]([(name, read_text(name)) for name in files], directory or kind)
     wanted.dry = dry_run
+    if not (wanted.owners or wanted.catalogue or allow_empty):  # an export that failed must not have everybody leave
+        hint = "if everybody has left the directory: --allow-empty"
+        raise HandclaspError(Kind.BAD_REQUEST, f"there are no owners in {', '.join(files)}, and nothing that they own", hint=hint)
     found = state.api().call("PUT", "/v1/owners", OwnerImported, body=wanted)
     if state.json:
         terminal.write_json(found)
@@ -110,8 +115,8 @@ def _say_imported(found: OwnerImported, dry_run: bool) -> None:
     entry = f" (log entry {found.log_entry})" if found.log_entry is not None else ""
     told = sum(change.change != "kept" for change in found.changes)
     terminal.say(
-        f"{found.directory}: {found.owners} owners, {found.components} components, {found.paths} paths; {done}: {told} owners, "
-        f"{found.catalogue_changed} components and paths{entry}"
+        f"{found.directory}: {counted(found.owners, 'owner')}, {counted(found.components, 'component')}, {counted(found.paths, 'path')}; "
+        f"{done}: {counted(told, 'owner')}, {counted(found.catalogue_changed, 'component or path', 'components and paths')}{entry}"
     )
 
 
@@ -175,7 +180,9 @@ def ask(state: State, name: str, identities: tuple[str, ...], expires: str) -> N
     terminal.write_text(link + "\n")
     more = f", and {found.more} more for another link" if found.more else ""
     where = f" Their contact is {found.contact}." if found.contact else ""
-    terminal.say(f"asks {found.owner} about {len(found.identities)} identities{more}, until {found.expires_at}.{where}")
+    terminal.say(
+        f"asks {found.owner} about {counted(len(found.identities), 'identity', 'identities')}{more}, until {found.expires_at}.{where}"
+    )
 
 
 @owner.command(client=True, example="handclasp owner needing\nhandclasp owner needing confirmation")

@@ -10,7 +10,7 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.command import Command, Group, State, pass_state
-from handclasp.cli.options import limit_option
+from handclasp.cli.options import in_path, limit_option
 from handclasp.cli.terminal import When
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def show(state: State, rotation_id: str, wait: bool) -> int:
     from handclasp.wire import Rotation
 
     api = state.api()
-    found = api.get(f"/v1/rotations/{rotation_id}", Rotation)
+    found = api.get(f"/v1/rotations/{in_path(rotation_id)}", Rotation)
     if wait:
         found = _watch(api, found)
     return _finish(state, found)

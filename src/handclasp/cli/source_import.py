@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handclasp.cli import terminal
+from handclasp.cli.options import in_path
 from handclasp.errors import HandclaspError, Kind
 
 if TYPE_CHECKING:
@@ -24,20 +25,21 @@ def run_import(state: State, name: str, files: Sequence[str], format_: str | Non
     from handclasp.wire.observations import Recorded, Sightings
 
     done, total = Imported(), Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=0, gone=0)
-    api = None if dry_run else state.api()
-    if api is not None:
-        _make_source(api, name)
+    api, made = (None if dry_run else state.api()), False
     with terminal.progress("certificates") as progress:
         for portion in _portions(_read(files, format_, columns, done)):
             if api is not None:
+                if not made:  # not before there is something to tell it: a file that cannot be read leaves no source behind
+                    _make_source(api, name)
+                    made = True
                 from handclasp.wire.discovery import ImportRequest
 
                 body = ImportRequest(sightings=Sightings(observed=portion))
-                _add(total, api.call("POST", f"/v1/sources/{name}:import", Recorded, body=body))
+                _add(total, api.call("POST", f"/v1/sources/{in_path(name)}:import", Recorded, body=body))
             progress.advance(len(portion))
     if done.keys:
         terminal.warn(f"{done.keys} private keys are in these files: they were left out; keep such files where nobody reads them")
-    _write(state, done, total, dry_run)
+    _write(state, name, done, total, dry_run)
     return 1 if done.problems else 0
 
 
@@ -45,7 +47,7 @@ def _make_source(api: Any, name: str) -> None:
     from handclasp.wire.discovery import Source, SourceRequest
 
     try:
-        found = api.get(f"/v1/sources/{name}", Source)
+        found = api.get(f"/v1/sources/{in_path(name)}", Source)
     except HandclaspError as error:
         if error.kind is not Kind.NOT_FOUND:
             raise
@@ -87,7 +89,7 @@ def _add(total: Any, one: Any) -> None:
         setattr(total, name, getattr(total, name) + getattr(one, name))
 
 
-def _write(state: State, done: Any, total: Any, dry_run: bool) -> None:
+def _write(state: State, name: str, done: Any, total: Any, dry_run: bool) -> None:
     if state.json:
         counts = {"certificates": done.certificates, "problems": done.problems, "private_keys_left_out": done.keys, "dry_run": dry_run}
         terminal.write_json(counts | {"changed": total.changed, "new": total.fresh, "unreadable": total.unreadable})
@@ -96,3 +98,5 @@ def _write(state: State, done: Any, total: Any, dry_run: bool) -> None:
     if not dry_run:
         fields += [("new", total.fresh), ("changed", total.changed)]
     terminal.write_fields(fields)
+    if not dry_run and done.problems + total.unreadable:
+        terminal.hint(f"handclasp location list --source {name} --state failed has what could not be read, with the reason")

@@ -9,15 +9,13 @@ import click
 
 from handclasp.cli import terminal
 from handclasp.cli.command import Group, State, pass_state
-from handclasp.cli.options import limit_option, pairs
+from handclasp.cli.options import in_path, limit_option, pairs
 from handclasp.cli.source_add import AddGroup, common_options, parse_settings
-from handclasp.cli.source_view import follow, show_scan
-from handclasp.cli.terminal import When
+from handclasp.cli.source_view import ENDED, follow, going_on, is_whole, show_scan
+from handclasp.cli.terminal import When, as_cell
 
 if TYPE_CHECKING:
     from handclasp.wire.discovery import Source
-
-ENDED = ("done", "stopped", "failed")
 
 
 @click.group(cls=Group)
@@ -77,7 +75,7 @@ def show(state: State, name: str) -> None:
     """Show a source: what it may read, what it is set to, and how its last scan went."""
     from handclasp.wire.discovery import Source
 
-    _write(state, state.api().get(f"/v1/sources/{name}", Source))
+    _write(state, state.api().get(f"/v1/sources/{in_path(name)}", Source))
 
 
 @source.command(
@@ -96,7 +94,7 @@ def change(state: State, name: str, given: tuple[str, ...], **common: Any) -> No
     from handclasp.wire.discovery import Source, SourceChange, SourceKindList
 
     api = state.api()
-    before = api.get(f"/v1/sources/{name}", Source)
+    before = api.get(f"/v1/sources/{in_path(name)}", Source)
     scope = before.scope
     scope.allow = list(common["allow"]) or scope.allow
     scope.deny = list(common["deny"]) or scope.deny
@@ -110,13 +108,13 @@ def change(state: State, name: str, given: tuple[str, ...], **common: Any) -> No
         options = next((kind.options for kind in api.get("/v1/source-kinds", SourceKindList).items if kind.name == before.kind), [])
         wanted = before.settings | parse_settings(given, options)
         body.settings = {key: value for key, value in wanted.items() if value is not None}
-    _write(state, api.call("PUT", f"/v1/sources/{name}", Source, body=body))
+    _write(state, api.call("PUT", f"/v1/sources/{in_path(name)}", Source, body=body))
 
 
 def _pause(state: State, name: str, paused: bool) -> None:
     from handclasp.wire.discovery import Source, SourceChange
 
-    _write(state, state.api().call("PUT", f"/v1/sources/{name}", Source, body=SourceChange(paused=paused)))
+    _write(state, state.api().call("PUT", f"/v1/sources/{in_path(name)}", Source, body=SourceChange(paused=paused)))
 
 
 @source.command("pause", client=True, example="handclasp source pause office")
@@ -141,16 +139,27 @@ def resume(state: State, name: str) -> None:
 @click.option("--watch", is_flag=True, help="Watch it to its end.")
 @pass_state
 def run(state: State, name: str, dry_run: bool, watch: bool) -> int:
-    """Begin a scan of a source now. With --watch, exits 1 when it could not read everything."""
+    """Begin a scan of a source now. With --watch, exits 1 when it could not read everything.
+
+    One scan of a source goes on at a time: with --watch, one that does is watched.
+    """
+    from handclasp.errors import HandclaspError, Kind
     from handclasp.wire.discovery import RunRequest, Scan
 
     api = state.api()
-    scan = api.call("POST", f"/v1/sources/{name}:run", Scan, body=RunRequest(dry=dry_run))
-    terminal.say(f"scan {scan.id} has begun")
+    try:
+        scan = api.call("POST", f"/v1/sources/{in_path(name)}:run", Scan, body=RunRequest(dry=dry_run))
+        terminal.say(f"scan {scan.id} has begun")
+    except HandclaspError as error:
+        scan_on = going_on(api, name) if watch and not dry_run and error.kind is Kind.CONFLICT else None
+        if scan_on is None:
+            raise
+        scan = scan_on  # its schedule was faster: what was asked for is being done
+        terminal.say(f"scan {scan.id} goes on already: watching it")
     if watch:
         scan = follow(api, scan)
     show_scan(state, scan)
-    return 1 if watch and (scan.state != "done" or scan.failed) else 0
+    return 1 if watch and not is_whole(scan) else 0
 
 
 @source.command(
@@ -163,14 +172,15 @@ def run(state: State, name: str, dry_run: bool, watch: bool) -> int:
 @limit_option
 @pass_state
 def scans(state: State, name: str | None, wanted: str | None, scan_id: str | None, watch: bool, limit: int) -> int:
-    """List scans, newest first; or show one."""
+    """List scans, newest first; or show one. With --watch, exits 1 when it could not read everything."""
     from handclasp.wire.discovery import Scan, ScanList
 
     api = state.api()
     if scan_id is not None:
-        one = api.get(f"/v1/scans/{scan_id}", Scan)
-        show_scan(state, follow(api, one) if watch else one)
-        return 0
+        one = api.get(f"/v1/scans/{in_path(scan_id)}", Scan)
+        one = follow(api, one) if watch else one
+        show_scan(state, one)
+        return 1 if watch and not is_whole(one) else 0
     if watch:
         raise click.UsageError("say which scan: --scan ID")
     found = api.pages("/v1/scans", ScanList, limit, source=name, state=wanted)
@@ -203,7 +213,7 @@ def stop(state: State, name: str) -> None:
     if found:
         scan_id = found[0].id
     try:
-        show_scan(state, api.call("POST", f"/v1/scans/{scan_id}:stop", Scan))
+        show_scan(state, api.call("POST", f"/v1/scans/{in_path(scan_id)}:stop", Scan))
     except HandclaspError as error:
         if error.kind is not Kind.NOT_FOUND:
             raise
@@ -222,14 +232,14 @@ def remove(state: State, name: str, yes: bool) -> int:
     from handclasp.wire.discovery import Source
 
     api = state.api()
-    found = api.get(f"/v1/sources/{name}", Source)
+    found = api.get(f"/v1/sources/{in_path(name)}", Source)
     if not yes:
         if not terminal.is_terminal(sys.stdin):
             raise click.UsageError("there is no terminal to ask on: add --yes")
         if not click.confirm(f"forget {found.locations or 0} locations of {name}?", err=True):
             terminal.say("nothing was changed")
             return 1
-    done = api.call("DELETE", f"/v1/sources/{name}", Done)
+    done = api.call("DELETE", f"/v1/sources/{in_path(name)}", Done)
     if state.json:
         terminal.write_json(done)
     terminal.say(f"{name} is removed, and what it saw will be forgotten (log entry {done.log_entry})")
@@ -274,8 +284,8 @@ def _write(state: State, found: Source) -> None:
         ("allow", found.scope.allow),
         ("deny", found.scope.deny),
         ("loopback", "allowed" if found.scope.loopback else None),
-        *((f"setting {key}", _cell(value)) for key, value in found.settings.items()),
-        *((f"fact {key}", _cell(value)) for key, value in found.facts.items()),
+        *((f"setting {key}", as_cell(value)) for key, value in found.settings.items()),
+        *((f"fact {key}", as_cell(value)) for key, value in found.facts.items()),
         ("locations", found.locations),
         ("next scan", When(found.due_at) if found.due_at else None),
         ("all was read", When(found.success_at) if found.success_at else "never"),
@@ -285,13 +295,3 @@ def _write(state: State, found: Source) -> None:
         ("added by", found.created_by),
     ]
     terminal.write_fields(fields)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return value
-    if isinstance(value, str | int | float | bool):
-        return value
-    import json
-
-    return json.dumps(value)

@@ -3,8 +3,8 @@
 1.  Data goes to stdout, words go to stderr. ``handclasp … > file`` never loses a sentence and never writes one into the file.
 2.  With ``--json``, stdout holds exactly one JSON value, with the keys of :mod:`handclasp.wire`: on one line when piped, indented on a
     terminal. An error is then a JSON problem on stdout as well.
-3.  A list is a drawn table with a header on a terminal; piped it is one line per row, tab-separated, without header, nothing shortened,
-    times as RFC 3339. ``cut`` and ``sort`` need no options to read it.
+3.  A list is a drawn table with a header on a terminal, without the columns that nothing is in; piped it is one line per row,
+    tab-separated, every column, without header, nothing shortened, times as RFC 3339. ``cut`` and ``sort`` need no options to read it.
 4.  Times are said relative to now on a terminal ("in 40 minutes"), and as RFC 3339 everywhere else.
 5.  Errors are ``error: sentence (kind)`` and, where something can be done, ``hint: …``. Warnings start with ``warning:``.
 6.  Colour only on a terminal, never with ``NO_COLOR`` or ``TERM=dumb``, and never as the only carrier of a meaning.
@@ -12,7 +12,8 @@
     shown as ``\\x1b`` and never sent to a terminal (CVE-2003-0063 and its many children).
 8.  A secret is printed once, alone on stdout, and only by the command that was asked to make it.
 9.  Progress is drawn on stderr, only when it is a terminal, and leaves nothing behind.
-10. Nothing is asked interactively: what is missing is an error that names the option.
+10. Nothing is asked interactively: what is missing is an error that names the option. Two commands ask whether they are meant, on a
+    terminal and without ``--yes``: one replaces certificates, one forgets a source.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ clock: Clock = system_clock
 """What "now" is for everything the command line shows; tests set it."""
 
 _STYLES = {"red": "31", "yellow": "33", "green": "32", "bold": "1", "dim": "2"}
+_READABLE = 12
+"""The longest word that is not broken in a column while others can be."""
 _WORD_OF_KIND = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 Cell = str | int | float | bool | None | Sequence[str]
@@ -125,11 +128,29 @@ def _draw(columns: Sequence[str], lines: list[list[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name.upper(), overflow="fold")
+    told = [place for place in range(len(columns)) if not place or any(line[place] for line in lines)]
+    console = Console(file=sys.stdout, highlight=False, emoji=False, no_color=not has_colour(sys.stdout))
+    cells = [[columns[place], *(line[place] for line in lines)] for place in told]
+    for place, width in zip(told, _widths(cells, console.width), strict=True):
+        table.add_column(columns[place].upper(), overflow="fold", width=width)
     for line in lines:
-        table.add_row(*(Text(cell, style=_WORD_OF_KIND.get(cell, "")) for cell in line))
-    Console(file=sys.stdout, highlight=False, emoji=False, no_color=not has_colour(sys.stdout)).print(table)
+        table.add_row(*(Text(line[place], style=_WORD_OF_KIND.get(line[place], "")) for place in told))
+    console.print(table)
+
+
+def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return how wide each column is. Where a terminal is too narrow for all, long names give way first, and words are broken last."""
+    from rich.cells import cell_len
+
+    room = max(width - 2 * (len(columns) - 1), len(columns))
+    wanted = [max(map(cell_len, cells)) for cells in columns]
+    least = [min(_READABLE, max(cell_len(word) for cell in cells for word in cell.split() or [""])) for cells in columns]
+    while sum(least) > room:
+        least[least.index(max(least))] -= 1
+    while sum(wanted) > room:
+        _, place = max((one, place) for place, one in enumerate(wanted) if one > least[place])
+        wanted[place] -= 1
+    return wanted
 
 
 def write_fields(fields: Sequence[tuple[str, Cell]]) -> None:
@@ -170,6 +191,17 @@ def plain(cell: Cell) -> str:
     return ",".join(visible(part) for part in cell)
 
 
+def as_cell(value: Any) -> Cell:
+    """Return a value of a JSON document as a cell: texts and lists of texts as they are, what is deeper as JSON."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    import json
+
+    return json.dumps(value)
+
+
 def shown(cell: Cell) -> str:
     """Return a cell as people read it: relative times, lists with spaces."""
     if isinstance(cell, When):
@@ -177,6 +209,11 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return ", ".join(visible(part) for part in cell)
     return plain(cell)
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with its word: ``1 owner``, ``2 owners``."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 # --- times ------------------------------------------------------------------------------------------------------------------------------
