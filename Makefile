@@ -9,7 +9,8 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# Half as many again as there are cores: much of what tests do is waiting, for programs to start and for certificates to be renewed.
+JOBS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 # A virtual environment holds absolute paths, so one that was copied here with the tree does not count as ours: its stamp has another name.
 PLACE := $(shell pwd -P | cksum | cut -d' ' -f1)
 SERVER_STAMP := $(VENV)/.stamp-server-$(PLACE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support import migrated, needs
-from support.postgres import Run, shared_cluster
+from support.postgres import Run, byte_code, shared_cluster
 
 _RUN = pytest.StashKey[Run]()
 
@@ -29,6 +31,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     if run is not None:
         run.end()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole systems: some of those take minutes, most of it waiting, and at the end everybody else would wait for them."""
+    items.sort(key=lambda item: "whole" not in item.path.parts)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the tests what was done already: looking through everything that was collected for garbage, and compiling for each child again.
+
+    The collected tests live as long as the process, and are far more than what one test makes: an agent, which collects garbage after
+    each change, was busy with that for longer than with the change.
+    """
+    os.environ |= byte_code()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -47,7 +47,8 @@ def rfc3339(at: int) -> str:
 @lru_cache(maxsize=4096)
 def _to_the_second(seconds: int) -> str:
     """Format whole seconds. What happens in one second is many rows, entries and answers with the same few times in them."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    year, *rest = time.gmtime(seconds)[:6]
+    return "{:04d}-{:02d}-{:02d}T{:02d}:{:02d}:{:02d}".format(year, *rest)  # strftime writes the year 1 with one digit
 
 
 def parse_rfc3339(text: str) -> int:

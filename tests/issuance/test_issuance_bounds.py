@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from handclasp.access.principals import OidcPrincipal
 from handclasp.authority.signer import Signer
 from handclasp.errors import HandclaspError, Kind
-from handclasp.issuance import revoke
+from handclasp.issuance import revoke, rulebook
 from handclasp.issuance.request import IssuedCertificate, Source
 from handclasp.pki import keys
 from support.errors import refused
@@ -263,5 +264,33 @@ def test_a_revocation_that_was_stopped_goes_on_when_asked_again(tmp_path: Path, 
         done = await here.revoker.revoke(over_it[0].sha256, "key_compromise", "", holder, HERE, any_certificate=False)
         assert len(done.revoked) == 3
         assert all([(await here.row(one)).revoked_at is not None for one in over_it])
+
+    run(tmp_path, work)
+
+
+# --- documents of any size --------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_are_read_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte takes seconds, and whoever may read the policy may send one."""
+    threads = set()
+
+    def noting(read: Any) -> Any:
+        def reading(*args: Any) -> Any:
+            threads.add(threading.get_ident())
+            return read(*args)
+
+        return reading
+
+    for name in ("parse_policy", "load_profiles"):
+        monkeypatch.setattr(rulebook, name, noting(getattr(rulebook, name)))
+
+    async def work(here: House) -> None:
+        await here.rulebook.compare("policy", POLICY, BY)
+        await here.rulebook.compare("profiles", "version: 1\nprofiles: {}", BY)
+        await here.rulebook.apply("profiles", "version: 1\nprofiles: {mine: {extend: workload}}", BY, "test")
+        assert "mine" in (await here.rulebook.current()).profiles
+        assert len(threads) > 0
+        assert threading.get_ident() not in threads
 
     run(tmp_path, work)

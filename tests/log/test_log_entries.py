@@ -137,3 +137,27 @@ def test_json_that_is_not_canonical_is_no_entry(data: bytes) -> None:
     with pytest.raises(HandclaspError) as caught:
         parse_entry(data)
     assert caught.value.kind is Kind.TAMPERED
+
+
+@pytest.mark.parametrize(
+    ("who", "shown", "kept"),
+    [
+        (
+            {"kind": "oidc", "issuer": "https://i", "subject": "ann@x.org"},
+            {"kind": "oidc", "issuer": "https://i"},
+            {"who.subject": "ann@x.org"},
+        ),
+        (
+            {"kind": "console", "id": "oidc:ann@x.org", "role": "admin"},
+            {"kind": "console", "id": "oidc", "role": "admin"},
+            {"who.id": "oidc:ann@x.org"},
+        ),
+        ({"kind": "console", "id": "oidc:u-1", "role": "admin"}, {"kind": "console", "id": "oidc:u-1", "role": "admin"}, {}),
+        ({"kind": "oidc", "subject": "repo:org/x:ref"}, {"kind": "oidc", "subject": "repo:org/x:ref"}, {}),
+    ],
+)
+def test_who_is_known_by_an_address_can_be_erased(who: dict[str, str], shown: dict[str, str], kept: dict[str, str]) -> None:
+    made = make_entry("server.started", at=0, who=who, what={}, personal={"reason": "why"})
+    assert b"ann" not in made.data
+    assert parse_entry(made.data)["who"] == shown
+    assert {name: value for name, _, value in made.personal} == {"reason": "why", **kept}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.profiles import BUILT_IN, all_profiles, load_profiles
-from handclasp.pki.yamlfile import MAX_BYTES, Problems, read_yaml
+from handclasp.pki.yamlfile import MAX_BYTES, MAX_NODES, Problems, read_yaml
 from support.errors import allowing, refused
 
 _GOOD = """\
@@ -166,6 +166,8 @@ def test_scalars_stay_what_they_look_like():
 def test_files_that_are_too_large_are_refused_and_long_lists_of_problems_cut():
     with refused(Kind.BAD_POLICY, "larger"):
         read_yaml("a: " + "x" * MAX_BYTES, "s", Kind.BAD_POLICY)
+    with refused(Kind.BAD_POLICY, f"more than {MAX_NODES} keys and values"):
+        read_yaml("a: [" + "a," * MAX_NODES + "]", "s", Kind.BAD_POLICY)
     problems = Problems("s", Kind.BAD_POLICY)
     problems.raise_if_any()
     for line in range(80):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -10,15 +11,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+from sqlalchemy import insert, select
+
 from handclasp.errors import HandclaspError, Kind
 from handclasp.log.verify import verify_directory
 from handclasp.server.instance import Instance, open_instance
 from handclasp.server.jobs import Jobs
 from handclasp.server.settings import Settings
 from handclasp.server.setup import admin_token_file, initialise
-from handclasp.store.writes import Write
+from handclasp.store import tables
+from handclasp.store.writes import Change, Write
 from support.errors import refused
 from support.writes import log_entry
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
 
 
 class OwnStub:
@@ -135,5 +142,56 @@ def test_stopping_waits_for_the_step_that_is_being_taken(tmp_path: Path) -> None
             assert signed_size(instance) == committed[0] > more
         report = verify_directory(tmp_path / "data" / "log", [instance.log_signer.vkey])
         assert report.ok, report.problems
+
+    asyncio.run(run())
+
+
+def test_every_job_is_in_the_documentation(tmp_path: Path) -> None:
+    """Whoever is told that one fails must be able to look it up."""
+
+    async def run() -> set[str]:
+        async with opened(settings_for(tmp_path)) as (_, jobs):
+            before = asyncio.all_tasks()
+            jobs.start()
+            running: set[str] = set()
+            while "retention" not in running:
+                await asyncio.sleep(0.01)
+                running = {task.get_name() for task in asyncio.all_tasks() - before}
+            await jobs.stop()
+            return {name for name in running if not name.startswith("Task-")}
+
+    names = asyncio.run(run())
+    (line,) = [line for line in OPERATIONS.read_text().splitlines() if line.startswith("| `handclasp_job_failing")]
+    assert {"log", "leader", "crl", "agents"} <= names
+    assert names <= set(re.findall(r"`([a-z-]+)`", line))
+
+
+def test_a_job_that_ended_keeps_nobody_from_taking_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: Jobs) -> None:
+        raise RuntimeError("a bug outside of what is reported")
+
+    async def run() -> None:
+        monkeypatch.setattr(Jobs, "_keep_judging", broken)
+        async with opened(settings_for(tmp_path)) as (instance, jobs):
+            jobs.start()
+            await until(lambda: signed_size(instance) >= 0)
+            index = await instance.store.ledger.commit(Write([log_entry(1)]))
+            await jobs.stop()
+            assert signed_size(instance) > index
+
+    asyncio.run(run())
+
+
+def test_who_was_heard_of_is_written_at_the_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        await initialise(settings_for(tmp_path))
+        row = {"identity_id": 1, "hostname": "h", "version": "1", "enrolled_at": 1}
+        async with opened(settings_for(tmp_path)) as (instance, _):
+            identity = insert(tables.identity).values(id=1, name="spiffe://example.org/agent/h", created_at=1)
+            await instance.store.ledger.commit(Write([], [Change(identity), Change(insert(tables.agent).values(row))]))
+            instance.services.contacts.note(1, 5)
+        async with opened(settings_for(tmp_path)) as (instance, _):
+            (agent,) = await instance.store.rows(select(tables.agent.c.last_contact_at))
+            assert agent.last_contact_at == 5
 
     asyncio.run(run())

@@ -23,7 +23,7 @@ from support.fake_server import FakeAuthority
 from support.istio_dumps import b64, ztunnel
 from support.kube_api import TOKEN, KubeApi, fill, kube_api
 from support.live import Live
-from support.programs import Shell
+from support.programs import Child, Shell
 from support.servers import Server, environment
 from support.waiting import eventually
 
@@ -78,7 +78,7 @@ def collector(live: Live, home: Path, token: str, *options: str) -> Iterator[Col
 def big_cluster(home: Path, number: int) -> Iterator[str]:
     """A cluster in a process of its own: its memory is not the collector's."""
     argv = [sys.executable, "-m", "support.kube_api", str(home), str(number)]
-    with subprocess.Popen(argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Child(argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.kill()

@@ -24,7 +24,6 @@ from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 
 CRL_SHARDS = 16
-_DAY = 86_400_000
 
 By = Mapping[str, str]
 """Who does it, as written in the log."""
@@ -301,24 +300,6 @@ class Authorities:
         await self.load()
         return index
 
-    async def warn_expiring(self, longest_lifetime: float) -> list[str]:
-        """Write ``authority.expiring`` for each active authority that ends soon, at most once a day each; return the names written.
-
-        Soon is nearer than three times ``longest_lifetime`` (seconds, of any profile: from then on renewals are cut short before anyone
-        has had time to act) or than a fifth of the authority's life. Safe to call from several processes: one of them writes.
-        """
-        now, written = self._clock(), []
-        for authority in self._all.values():
-            left = authority.not_after - now
-            if authority.state != "active" or left >= max(3000 * longest_lifetime, 0.2 * (authority.not_after - authority.not_before)):
-                continue
-            what = {"kind": authority.kind, "not_after": rfc3339(authority.not_after), "seconds_left": max(left, 0) // 1000}
-            entry = self._entry("authority.expiring", authority.name, what, {"kind": "server"})
-            change = await self._once_a_day(f"authority.expiring:{authority.name}", now)
-            if change is not None and await self._commit_unless_taken(Write([entry], [change])):
-                written.append(authority.name)
-        return written
-
     # --- parts --------------------------------------------------------------------------------------------------------------------------
 
     def _check_new(self, name: str) -> None:
@@ -393,27 +374,6 @@ class Authorities:
             raise HandclaspError(
                 Kind.CONFLICT, words, hint="without the root in the bundles their holders would be refused; retire it after that"
             )
-
-    async def _once_a_day(self, mark: str, now: int) -> Change | None:
-        """Return the change that claims today for ``mark``; None when it is claimed."""
-        table = tables.meta
-        day = str(now // _DAY)
-        conflict = HandclaspError(Kind.CONFLICT, "another process wrote it")
-        row = await self._store.row(select(table.c.value).where(table.c.name == mark))
-        if row is None:
-            return Change(insert(table).values(name=mark, value=day), expect=1, conflict=conflict)
-        if row.value == day:
-            return None
-        return Change(update(table).where(table.c.name == mark, table.c.value == row.value).values(value=day), expect=1, conflict=conflict)
-
-    async def _commit_unless_taken(self, write: Write) -> bool:
-        try:
-            await self._store.ledger.commit(write)
-        except HandclaspError as error:
-            if error.kind is Kind.CONFLICT:
-                return False
-            raise
-        return True
 
 
 def check_shards(count: int) -> None:

@@ -22,8 +22,8 @@ from h2.exceptions import H2Error
 from prometheus_client import Counter, Histogram
 
 from handclasp.access.limits import network_key
+from handclasp.access.masking import masked
 from handclasp.access.principals import KubernetesPrincipal, Principal
-from handclasp.access.tokens import masked
 from handclasp.doors.rooms import Rooms
 from handclasp.errors import HandclaspError, Kind
 from handclasp.issuance.request import Source

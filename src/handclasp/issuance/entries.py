@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from handclasp.access.masking import masked
 from handclasp.access.principals import EvidencePrincipal, TokenPrincipal
-from handclasp.access.tokens import masked
 from handclasp.clock import rfc3339
 from handclasp.errors import HandclaspError
 from handclasp.issuance.request import IssuanceRequest, Source

@@ -9,8 +9,8 @@ from typing import Any
 
 from handclasp.access.authorize import Refused
 from handclasp.access.authorize_jwt import DEFAULT_LIFETIME, JwtAsked, authorize_jwt
+from handclasp.access.masking import masked
 from handclasp.access.principals import Principal
-from handclasp.access.tokens import masked
 from handclasp.authority.authorities import Authorities
 from handclasp.authority.jwtkeys import MAX_LIFETIME, JwtKeys
 from handclasp.clock import Clock, format_duration, rfc3339

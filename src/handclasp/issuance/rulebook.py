@@ -47,6 +47,7 @@ class Rulebook:
         self._rules: Rules | None = None
         self._generation = -1
         self._reading = asyncio.Lock()
+        self._comparing = asyncio.Lock()
 
     async def current(self) -> Rules:
         """Return the rules in force. Another process's change is seen within half a second."""
@@ -55,7 +56,8 @@ class Rulebook:
         async with self._reading:  # one reads for all who wait: under load a change would else be read hundreds of times at once
             if self._rules is None or self._generation != self._store.generation:
                 generation = self._store.generation
-                self._rules = make_rules((await self.document("policy")).text, (await self.document("profiles")).text)
+                texts = (await self.document("policy")).text, (await self.document("profiles")).text
+                self._rules = await asyncio.to_thread(make_rules, *texts)  # a megabyte of policy takes seconds
                 self._generation = generation
             return self._rules
 
@@ -93,9 +95,14 @@ class Rulebook:
 
     async def _changes(self, kind: str, text: str) -> list[PolicyChange]:
         rules = await self.current()
-        if kind == "policy":
-            return diff(rules.policy, parse_policy(text, "policy.yaml"))
-        return _profile_changes(rules.profiles, all_profiles(load_profiles(text, "profiles.yaml")))
+        async with self._comparing:  # in a thread, and one at a time: whoever may read may send a megabyte that takes seconds
+            return await asyncio.to_thread(_compared, kind, rules, text)
+
+
+def _compared(kind: str, rules: Rules, text: str) -> list[PolicyChange]:
+    if kind == "policy":
+        return diff(rules.policy, parse_policy(text, "policy.yaml"))
+    return _profile_changes(rules.profiles, all_profiles(load_profiles(text, "profiles.yaml")))
 
 
 def make_rules(policy_text: str, profiles_text: str) -> Rules:

@@ -74,6 +74,7 @@ ENTRY_TYPES: Mapping[str, str] = {
     "console.refused": "Somebody was refused at the console's door.",
     "console.signed_out": "Somebody signed out of the console, or was.",
     "server.started": "A server process started.",
+    "sightings.limited": "An agent or a source saw more that was new than its quota lets it bring into the inventory.",
 }
 """Every type an entry can have, and what it means. Append-only: a type that was ever written keeps its meaning."""
 
@@ -106,13 +107,15 @@ def make_entry(
 
     ``who``, ``what``, ``why`` and ``source`` hold text, integers up to 2**53 - 1, booleans, None, and lists and maps of these; ``why``,
     ``source`` (``from`` in the entry) and ``personal`` are left out when empty. A value of ``personal`` is in the entry only as
-    ``{"salted": hex sha256(salt || value)}`` with a fresh salt of 16 bytes from ``random``.
+    ``{"salted": hex sha256(salt || value)}`` with a fresh salt of 16 bytes from ``random``. So is, as ``who.id`` or ``who.subject``, an
+    address by which a provider of sign-ins calls somebody.
 
     Raises ``too_large`` above 65,535 bytes, ``bad_request`` for text that is not Unicode, ``internal`` for an unknown type or a value of
     another kind.
     """
     if type_ not in ENTRY_TYPES:
         raise HandclaspError(Kind.INTERNAL, f"{type_!r} is not a type of log entry")
+    who, personal = _without_addresses(who, personal or {})
     document: dict[str, Any] = {"at": rfc3339(at)}
     if source:
         document["from"] = _canonical(source, 1)
@@ -130,6 +133,15 @@ def make_entry(
     if len(data) > MAX_ENTRY:
         raise HandclaspError(Kind.TOO_LARGE, f"a log entry of {len(data)} bytes is over the limit of {MAX_ENTRY}")
     return Entry(data, tuple(kept), tuple(subjects))
+
+
+def _without_addresses(who: Mapping[str, str], personal: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return ``who`` without the subjects that are addresses (of an OIDC token, of somebody signed in by one), and these as personal."""
+    found = {name: value for name in ("id", "subject") if isinstance(value := who.get(name), str) and "@" in value}
+    if not found:
+        return who, personal
+    kept = {name: value.partition(":")[0] if name in found else value for name, value in who.items() if name not in found or ":" in value}
+    return kept, {**personal, **{f"who.{name}": value for name, value in found.items()}}
 
 
 def salted_hash(salt: bytes, value: str) -> str:

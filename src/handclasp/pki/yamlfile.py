@@ -15,6 +15,10 @@ import yaml
 from handclasp.errors import HandclaspError, Kind
 
 MAX_BYTES = 1_000_000
+MAX_NODES = 200_000
+"""Keys, values, lists and mappings in one document: the ten thousand grants that a megabyte holds have half as many."""
+_KEPT = 1000
+_SLOWLY = 100_000
 _MAX_DEPTH = 20
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}")
@@ -32,8 +36,9 @@ class Problems:
         self.items: list[tuple[int, str]] = []
 
     def add(self, line: int, message: str) -> None:
-        """Note one problem at a line (counted from 1)."""
-        self.items.append((line, message))
+        """Note one problem at a line (counted from 1). Of thousands only the first are kept."""
+        if len(self.items) < _KEPT:
+            self.items.append((line, message))
 
     def raise_if_any(self) -> None:
         """Raise one error of the kind given, ``source:line: message`` for each problem in the order of lines, if there is any."""
@@ -63,6 +68,7 @@ class _Guard(yaml.composer.Composer):
     """PyYAML's composer, without anchors and without unlimited depth."""
 
     _depth = 0
+    _nodes = 0
     peek_event: Any
     """The parser's."""
 
@@ -72,6 +78,9 @@ class _Guard(yaml.composer.Composer):
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not accepted", problem_mark=event.start_mark)
         if self._depth >= _MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} keys and values", problem_mark=event.start_mark)
         self._depth += 1
         try:
             return super().compose_node(parent, index)
@@ -102,7 +111,9 @@ _FAST = _fast_composer()
 
 
 def _compose(text: str) -> yaml.Node | None:
-    """Return the outermost node, None for an empty text. Raises ``yaml.YAMLError`` or ``ValueError``, in the words of the slow parser."""
+    """Return the outermost node, None for an empty text. Raises ``yaml.YAMLError`` or ``ValueError``, in the words of the slow parser where
+    that does not take long.
+    """
     for kind in (_FAST, _Composer):
         if kind is None:
             continue
@@ -111,7 +122,7 @@ def _compose(text: str) -> yaml.Node | None:
             loader = kind(text)
             node: yaml.Node | None = loader.get_single_node()
         except (yaml.YAMLError, ValueError):
-            if kind is _Composer:
+            if kind is _Composer or len(text) > _SLOWLY:
                 raise
         else:
             return node

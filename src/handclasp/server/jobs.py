@@ -19,6 +19,7 @@ import structlog
 from prometheus_client import Gauge
 from sqlalchemy import delete, select
 
+from handclasp.authority.expiring import warn_expiring
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.follow import AT_ONCE as FOLLOW_AT_ONCE
 from handclasp.log.cosign import WitnessClient
@@ -94,9 +95,10 @@ class Jobs:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        ends = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task, end in zip(self._tasks, ends, strict=True):
+            if isinstance(end, Exception):  # none ends before it is told to; one that did must not keep the last step from being taken
+                _log.error("job ended", job=task.get_name(), exc_info=end)
         if self._sequencer is not None:
             with contextlib.suppress(HandclaspError):
                 await self._sequencer.step()
@@ -108,7 +110,8 @@ class Jobs:
             with _reported("own-certificate", self._health):
                 await self._own.renew_if_due()
             if self._web is not None:
-                await self._web.refresh()
+                with _reported("web-certificate", self._health):
+                    await self._web.refresh()
 
     async def _lead(self) -> None:
         """Become the leader as soon as nobody else is, then run what one process does alone."""
@@ -120,7 +123,7 @@ class Jobs:
             await asyncio.sleep(0.5 + random.random() / 2)  # noqa: S311  (spread, not secrecy)
 
     async def _keep_watching(self) -> None:
-        await _every(WATCH_EVERY, "watch", self._watch, self._health)
+        await every(WATCH_EVERY, "watch", self._watch, self._health)
 
     async def _keep_judging(self) -> None:
         """Count agents and missed renewals, less often where that takes long."""
@@ -150,7 +153,7 @@ class Jobs:
     async def _begin_scans(self) -> None:
         """Begin the scans that are due, and end those of which nothing is left to read."""
         for name in await self._instance.services.discovery.scans.step():
-            _log.info("scan begun", source=name)
+            _log.debug("scan begun", source=name)
 
     async def _tidy_sources(self) -> None:
         """Forget what removed sources saw, and what is left of scans that have ended."""
@@ -172,7 +175,7 @@ class Jobs:
             (FEDERATION_EVERY, "federation", FederationJob(services.federation, services.clock).run),
             (FOLLOW_EVERY, "follow", self._follow),
             (RECONCILE_EVERY, "reconcile", self._reconcile),
-            (STANDINGS_EVERY, "standings", services.reading.overviews.gauges),
+            (STANDINGS_EVERY, "standings", services.inventory.overviews.gauges),
             (RECOUNT_EVERY, "recount", self._recount),
             (OWNERS_EVERY, "owners", self._derive_owners),
             (SCANS_EVERY, "scans", self._begin_scans),
@@ -188,7 +191,7 @@ class Jobs:
         try:
             async with asyncio.TaskGroup() as group:
                 for seconds, name, job in work:
-                    group.create_task(_every(seconds, name, job, self._health))
+                    group.create_task(every(seconds, name, job, self._health), name=name)
         finally:
             os.close(leading)
             for _, name, _ in work:
@@ -254,19 +257,19 @@ class Jobs:
     async def _follow(self) -> None:
         """Follow the log to its end; over an installation that was there before, with a rest after each batch for everybody else."""
         while True:
-            if await self._instance.services.follower.step() < FOLLOW_AT_ONCE:
+            if await self._instance.services.inventory.follower.step() < FOLLOW_AT_ONCE:
                 return
             await asyncio.sleep(0.005)
 
     async def _reconcile(self) -> None:
         """Judge what is due, and go on at once where there is more."""
         while True:
-            if await self._instance.services.reconciler.step(1000) < 1000:
+            if await self._instance.services.inventory.reconciler.step(1000) < 1000:
                 return
             await asyncio.sleep(0.005)
 
     async def _recount(self) -> None:
-        for (kind, bucket), number in (await self._instance.services.reconciler.recount_if_due()).items():
+        for (kind, bucket), number in (await self._instance.services.inventory.reconciler.recount_if_due()).items():
             _log.warning("a counter was wrong", kind=kind, bucket=bucket, by=number)
 
     async def _derive_owners(self) -> None:
@@ -298,7 +301,7 @@ class Jobs:
         services = self._instance.services
         await services.authorities.refresh()
         rules = await services.rulebook.current()
-        for name in await services.authorities.warn_expiring(rules.longest_lifetime):
+        for name in await warn_expiring(services.store, services.authorities, services.clock(), rules.longest_lifetime):
             _log.warning("authority ends soon", authority=name)
         await services.progress.settle()
         await services.ownership.people.forget()
@@ -338,7 +341,8 @@ def _is_led(directory: Path) -> bool:
     return False
 
 
-async def _every(seconds: float, name: str, work: Callable[[], Awaitable[None]], health: Health) -> None:
+async def every(seconds: float, name: str, work: Callable[[], Awaitable[None]], health: Health) -> None:
+    """Do something over and over, with a rest after each time, until this is cancelled; a failure is reported, and the next time comes."""
     while True:
         with _reported(name, health):
             await work()

@@ -10,6 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,7 +26,7 @@ from handclasp.doors.spiffe.bundle import BundleEndpoint
 from handclasp.log.entries import make_entry
 from handclasp.server.console import with_console
 from handclasp.server.instance import Instance, open_instance
-from handclasp.server.jobs import Jobs
+from handclasp.server.jobs import Jobs, every
 from handclasp.server.own import OwnCertificate
 from handclasp.server.settings import Settings, parse_listen
 from handclasp.server.tls import KEPT, PeerCertificateProtocol, SwappableTls
@@ -106,22 +108,44 @@ async def _serve(
     await own.renew()
     jobs = Jobs(instance, own, web)
     jobs.start()
+    try:
+        await _listen(instance, _Sockets(https, tls, http, grpc, mesh_tls), ready, started)
+    finally:
+        await jobs.stop()
+    _log.info("stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    https: socket.socket
+    tls: SwappableTls
+    http: socket.socket | None
+    grpc: socket.socket | None
+    mesh_tls: SwappableTls
+
+    def addresses(self) -> dict[str, str]:
+        named = {"https": self.https, "http": self.http, "grpc": self.grpc}
+        return {name: address_of(bound) if bound is not None else "off" for name, bound in named.items()}
+
+
+async def _listen(instance: Instance, on: _Sockets, ready: Callable[[], None], started: float) -> None:
+    """Answer on the sockets until a signal comes, and end the requests that are under way."""
     report = instance.health.report
     https_app = with_console(instance, _with_doors(instance, make_app(API, instance.services, report=report)))
-    servers = [(_make_server(https_app, tls), https)]
-    if http is not None:
-        servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http", report=report), None), http))
+    servers = [(_make_server(https_app, on.tls), on.https)]
+    if on.http is not None:
+        servers.append((_make_server(make_app(PLAIN_HTTP, instance.services, door="http", report=report), None), on.http))
     stop = _stop_on_signal()
     loop = asyncio.get_running_loop()
     running = [loop.create_task(server.serve(sockets=[bound]), name=address_of(bound)) for server, bound in servers]
-    mesh = await _start_grpc(instance, mesh_tls, grpc) if grpc is not None else None
-    async with _beside(_close_slow([server for server, _ in servers], instance.settings.request_timeout)):
+    mesh = await _start_grpc(instance, on.mesh_tls, on.grpc) if on.grpc is not None else None
+    limit = instance.settings.request_timeout
+    slow = partial(_close_slow, [server for server, _ in servers], limit)
+    async with _beside(every(min(5.0, limit), "slow-connections", slow, instance.health)):
         while not all(server.started for server, _ in servers):  # noqa: ASYNC110  (uvicorn has a flag, and no event)
             await asyncio.sleep(0.005)
         await _log_start(instance)
-        seconds = round(time.monotonic() - started, 3)
-        listeners = {name: address_of(bound) if bound else "off" for name, bound in (("https", https), ("http", http), ("grpc", grpc))}
-        _log.info("serving", **listeners, seconds=seconds)
+        _log.info("serving", **on.addresses(), seconds=round(time.monotonic() - started, 3))
         _settle_memory()
         ready()
         stopped = asyncio.create_task(stop.wait())
@@ -130,8 +154,6 @@ async def _serve(
         for server, _ in servers:
             server.should_exit = True
         await asyncio.gather(*running, *([mesh.stop(GRACE)] if mesh is not None else []))
-    await jobs.stop()
-    _log.info("stopped")
 
 
 async def _start_grpc(instance: Instance, tls: SwappableTls, bound: socket.socket) -> GrpcListener:
@@ -220,13 +242,11 @@ def _stop_on_signal() -> asyncio.Event:
 
 async def _close_slow(servers: list[_Server], limit: float) -> None:
     """End connections that take for ever to send the head of a request."""
-    loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(min(5.0, limit))
-        for server in servers:
-            for connection in list(server.server_state.connections):
-                if isinstance(connection, PeerCertificateProtocol):
-                    connection.close_if_slow(loop.time(), limit)
+    now = asyncio.get_running_loop().time()
+    for server in servers:
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, PeerCertificateProtocol):
+                connection.close_if_slow(now, limit)
 
 
 async def _log_start(instance: Instance) -> None:

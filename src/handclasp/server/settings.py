@@ -156,6 +156,14 @@ class Settings:
     discovery_files: Path | None = _setting(
         "path", None, "Directory of the files that settings of sources name: tokens, certificates, kubeconfigs (default: DATA/sources)."
     )
+    agent_locations: int = _setting("number", 10_000, "Places that one agent may have in the inventory, in each source; 0: any number.")
+    agent_certificates: int = _setting(
+        "number", 20_000, "Certificates that nobody saw before that one agent may bring into the inventory in a day; 0: any number."
+    )
+    source_locations: int = _setting("number", 5_000_000, "Places that one source may have in the inventory; 0: any number.")
+    source_certificates: int = _setting(
+        "number", 5_000_000, "Certificates that nobody saw before that one source may bring into the inventory in a day; 0: any number."
+    )
     unseen_after: float = _setting("duration", "1h", "A certificate that was issued so long ago and never seen anywhere counts as unseen.")
     old_after: float = _setting("duration", "10m", "How long a certificate may be seen beside its successor before it counts as old.")
     log_level: str = _setting("text", "info", "debug, info, warning or error.")

@@ -7,6 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
+from sqlalchemy import insert
+
 from handclasp.access.tokens import Tokens
 from handclasp.authority.authorities import Authorities
 from handclasp.authority.files import PRIVATE, private_directory, replace
@@ -15,8 +17,10 @@ from handclasp.authority.passphrase import make_passphrase
 from handclasp.clock import Clock, system_clock
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import check_trust_domain
-from handclasp.server.instance import LOG_KEY, log_directory, open_keystore, set_meta
+from handclasp.server.instance import open_keystore
+from handclasp.server.rooms import LOG_KEY, log_directory
 from handclasp.server.settings import Settings
+from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
 from handclasp.wire import TokenRequest
@@ -54,8 +58,8 @@ async def initialise(settings: Settings, *, http_url: str = "", clock: Clock = s
         await _make_admin_token(settings, store, clock)
         _make_log_key(keystore)
         private_directory(log_directory(settings))
-        facts = [set_meta("instance", str(secrets.randbelow(128))), set_meta("log_origin", f"{trust_domain}/log")]
-        await store.ledger.commit(Write([], [Change(statement) for statement in facts]))
+        facts = {"instance": str(secrets.randbelow(128)), "log_origin": f"{trust_domain}/log"}
+        await store.ledger.commit(Write([], [Change(insert(tables.meta).values(name=name, value=value)) for name, value in facts.items()]))
         return True
     finally:
         await store.close()

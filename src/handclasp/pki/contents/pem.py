@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -23,7 +23,7 @@ def read_pem(data: bytes | bytearray | memoryview) -> Contents:
     """Return what a PEM text holds. What stands between the blocks, and blocks of other kinds, are passed over."""
     contents = Contents("pem")
     certificates: list[bytes] = []
-    for label, begin, end in _blocks(data):
+    for label, begin, end in pem_blocks(data, _concerns_us):
         if label in _KEYS:
             if len(contents.keys) < _MAX_KEYS:
                 contents.keys.append(_key(data[begin:end], label))
@@ -70,12 +70,19 @@ def read_pkcs7(data: bytes, contents: Contents) -> list[bytes]:
         return []
 
 
-def _blocks(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Yield label, begin and end of each block that concerns us. One pass, whatever is there: an END is looked for only after its BEGIN."""
+def _concerns_us(label: bytes) -> bool:
+    return label in _CERTIFICATES or label in _KEYS or label in _PKCS7
+
+
+def pem_blocks(data: bytes | bytearray | memoryview, wanted: Callable[[bytes], bool]) -> Iterator[tuple[bytes, int, int]]:
+    """Yield label, begin and end of each PEM block whose label is wanted; the others are passed over as if they were text.
+
+    One pass, whatever is there: an END is looked for only after its BEGIN, and only up to the next one.
+    """
     place, text = 0, data if not isinstance(data, memoryview) else data.tobytes()
     while match := _BEGIN.search(text, place):
         label = match[1]
-        if label not in _CERTIFICATES and label not in _KEYS and label not in _PKCS7:
+        if not wanted(label):
             place = match.end()
             continue
         # Only as far as the next block: a text of nothing but BEGINs would otherwise be searched to its end for each of them.
