@@ -129,6 +129,15 @@ def test_no_cell_calculates(text: str) -> None:
         assert cell[1:].startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a;=1+1", "a;'=1+1"), ('a;"-1;@x', "a;\"'-1;'@x"), ("a; b=1;c", "a; b=1;c"), ("a-b=c", "a-b=c")]
+)
+def test_no_cell_calculates_where_semicolons_part_cells(text: str, shown: str) -> None:
+    data = asyncio.run(written("csv", [[certificate("a1" * 32, "spiffe://example.org/web", subject=text)]]))
+    _, line, _ = list(csv.reader(io.StringIO(data.decode(), newline="")))
+    assert line[CSV_COLUMNS.index("subject")] == shown
+
+
 def test_an_export_holds_one_page_at_a_time() -> None:
     alive = 0
     most = 0

@@ -109,6 +109,11 @@ async def summaries(here: Watch, certificates: dict[bytes, Any], found: dict[byt
 class History:
     """Does one thing after the other, by the dice."""
 
+    WHAT = (
+        "issue", "renew", "renew", "revoke", "refuse", "look", "look", "look", "look", "list_", "cover", "fail", "strange", "rogue", "tell",
+        "pass_", "pass_", "long", "behind", "forget", "triage", "retain",
+    )  # fmt: skip
+
     def __init__(self, here: Watch, dice: random.Random) -> None:
         self.here, self.dice = here, dice
         self.issued: list[Any] = []
@@ -119,11 +124,7 @@ class History:
         self.token: Any = None
 
     async def step(self) -> None:
-        name = self.dice.choice(
-            ["issue", "renew", "renew", "revoke", "look", "look", "look", "look", "cover", "fail", "strange", "rogue", "tell", "pass_", "pass_",
-             "long", "forget", "triage", "retain", "refuse", "behind", "list_"]
-        )  # fmt: skip
-        await getattr(self, name)()
+        await getattr(self, self.dice.choice(self.WHAT))()
 
     async def issue(self) -> None:
         if self.token is None or not self.dice.randrange(5):

@@ -10,6 +10,9 @@ from prometheus_client import REGISTRY
 
 from handclasp.inventory.quota import DAY, LOOK_AGAIN, Quota, Quotas
 from handclasp.inventory.record import Recorder
+from handclasp.server.instance import open_instance
+from handclasp.server.settings import Settings
+from handclasp.server.setup import initialise
 from handclasp.store import tables
 from handclasp.wire.filescans import agent_of, key_of
 from handclasp.wire.observations import Observed, Recorded, Seen, Sightings
@@ -125,3 +128,32 @@ def test_whose_a_key_is() -> None:
     assert agent_of(f"agent:{DB}:/etc/tls.pem") == DB
     for key in ("tls:host:443", "file:web:/etc", "file:spiffe://x", "k8s:c/spiffe://x:y", ""):
         assert agent_of(key) == ""
+
+
+def test_the_settings_are_what_a_server_keeps_to(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = {"agent_locations": 2, "agent_certificates": 1, "source_locations": 3, "source_certificates": 2}
+        settings = Settings.load({"data": str(tmp_path / "data"), "trust_domain": "example.org", **limits}, env={})
+        await initialise(settings)
+        instance = await open_instance(settings)
+        try:
+            inventory, now = instance.services.inventory, instance.clock()
+            ders = [foreign(f"{number}.example.org", now=now) for number in range(8)]
+
+            def seen(agent: str, *certificates: int) -> list[Observed]:
+                host = agent.rpartition("/")[2]
+                return [
+                    Observed(key=key_of(agent, f"/{n}"), kind="file", shown="x", host=host, at=now, certificates=[Seen(der=ders[n])])
+                    for n in certificates
+                ]
+
+            assert (await inventory.record_of_agents(1, Sightings(observed=seen(WEB, 0)), "")).refused == 0
+            done = await inventory.record_of_agents(1, Sightings(observed=seen(WEB, 1, 2, 3)), "")
+            assert (done.refused, done.fresh) == (3, 0)  # two beyond the places, one beyond the certificates
+            assert (await inventory.record_of_agents(1, Sightings(observed=seen(DB, 4)), "")).refused == 0
+            assert (await inventory.record(2, Sightings(observed=seen(WEB, 5, 6)), "")).refused == 0
+            assert (await inventory.record(2, Sightings(observed=seen(WEB, 1, 2, 3, 7)), "")).refused == 4
+        finally:
+            await instance.close()
+
+    asyncio.run(run())

@@ -202,7 +202,6 @@ def test_a_certificate_that_is_everywhere_hides_no_other_of_its_line(migrated_ur
 def test_what_ended_long_ago_where_nobody_looks_any_more_goes_and_comes_back_when_it_is_read(migrated_url: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with watch(tmp_path, migrated_url, Graces(unseen=0, old=0, horizon=3 * DAY * 1000)) as here:
-            here.pass_(-40 * DAY)
             token = await here.house.token(allow=["spiffe://example.org/prod/*"], expires="30d")
             one = await here.house.issue(token, identity="spiffe://example.org/prod/web")
             der, ever = await here.der(one), foreign("ever.example.net", now=here.now, lifetime=400 * DAY)
@@ -210,7 +209,12 @@ def test_what_ended_long_ago_where_nobody_looks_any_more_goes_and_comes_back_whe
             retention = Retention(here.store, here.house.here.clock, 3 * DAY, pause=0)
             await retention.make_months()
             await here.settle()
-            here.pass_(40 * DAY)
+            await retention.run()
+            here.pass_(60 * DAY)
+            await retention.run()
+            assert await here.number(tables.location) == 3, "nobody can say that it is gone"
+            here.pass_(80 * DAY)
+            token = await here.house.token(allow=["spiffe://example.org/prod/*"])
             await here.house.issue(token, identity="spiffe://example.org/prod/web")  # so the old one is not its newest
             await here.see(here.at("failing", unit="u", problem="timed out"))
             await here.settle()

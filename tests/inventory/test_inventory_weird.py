@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from handclasp.clock import parse_rfc3339
+from handclasp.clock import parse_rfc3339, rfc3339
 from handclasp.inventory.export import FORMATS
 from handclasp.inventory.filters import parse
 from handclasp.inventory.identities import Identities
@@ -101,13 +101,17 @@ WEIRD: Mapping[str, bytes] = {
     "a name that is markup": made(subject=name((CN, der.utf8_string('=cmd|"<script>alert(1)</script>')))),
     "not UTF-8": made(subject=name((CN, der.tlv(0x0C, b"\xff\xfe\xfd")))),
     "a name of 100 kB": made(subject=name((CN, der.utf8_string("x" * 100_000)))),
-    "other names": made(extensions=(san(der.implicit(7, b"\x01\x02"), der.implicit(1, b"nobody"), der.implicit(6, b"urn:x"), der.implicit(8, b"*")),)),
+    "other names": made(
+        extensions=(san(der.implicit(7, b"\x01\x02"), der.implicit(1, b"nobody"), der.implicit(6, b"urn:x"), der.implicit(8, b"*")),)
+    ),
     "Ed448": made(key=spki(ed448.Ed448PrivateKey.generate()), algorithm=der.sequence(der.oid("1.3.101.113"))),
     "RSA 1024, SHA-1": made(
         key=spki(rsa.generate_private_key(65537, 1024)), algorithm=der.sequence(der.oid("1.2.840.113549.1.1.5"), der.tlv(5, b""))
     ),
     "DSA": made(key=spki(dsa.generate_private_key(2048)), algorithm=der.sequence(der.oid("1.2.840.10040.4.3"))),
-    "an unknown key": made(key=der.sequence(der.sequence(der.oid("1.2.3.4.5.6")), der.bit_string(b"x")), algorithm=der.sequence(der.oid("1.2.3.4"))),
+    "an unknown key": made(
+        key=der.sequence(der.sequence(der.oid("1.2.3.4.5.6")), der.bit_string(b"x")), algorithm=der.sequence(der.oid("1.2.3.4"))
+    ),
     "no dates": made(begins=der.tlv(0x05, b""), ends=der.tlv(0x05, b"")),
     "31 February": made(ends=der.tlv(0x17, b"400231000000Z")),
     "trailing bytes": made() + b"and more",
@@ -191,6 +195,4 @@ def check_bill(data: bytes, wanted: set[bytes], not_yet: str) -> None:
 
 @pytest.mark.parametrize("at", [-62_135_596_800_000, -1, 0, 253_402_300_799_000])
 def test_every_year_has_four_digits(at: int) -> None:
-    from handclasp.clock import rfc3339
-
     assert parse_rfc3339(rfc3339(at)) == at

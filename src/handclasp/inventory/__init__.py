@@ -5,7 +5,8 @@
                 ``differences`` work out what they are, ``statements`` is their SQL); ``confirm``: it is as it was
     states      pure: (what was issued, what is seen, now) -> where a certificate stands; ``steps``: that in words, and what to do
     reconcile   keeps every standing current: what changed, and what time changes
-    follow      the log's entries -> ``names``, summaries, counters: kept, so that no page has to count
+    follow      the log's entries -> ``names``, summaries, counters: kept, so that no page has to count; ``adopt``: an authority is new
+                here, and what was found before is looked at again
     tallies     counters that are kept, and counted again
     triage      what somebody decides about a certificate that was found
     retention   what is old goes, in small writes or by dropping months, and what must stay stays

@@ -9,7 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, and_, any_, bindparam, column, exists, func, literal, literal_column, or_, select, table, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Select,
+    and_,
+    any_,
+    bindparam,
+    column,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    table,
+    true,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import ColumnElement
 
@@ -111,10 +127,13 @@ def of_identity(filters: Filters, skip: frozenset[str] = frozenset()) -> list[Co
 
 
 def one_of(col: ColumnElement[Any], numbers: Sequence[int], sqlite: bool) -> Condition:
-    """The same for rows that are looked at anyway: PostgreSQL makes a hash table of the numbers, however it plans the query."""
+    """The same for rows that are looked at anyway: PostgreSQL makes a hash table of the numbers, however it plans the query.
+
+    It is ``IS TRUE``, or it were a join, which may be made by comparing each row with each number.
+    """
     if sqlite:
         return among(value(col), numbers, sqlite)
-    return value(col).in_(select(func.unnest(bindparam(None, list(numbers), type_=ARRAY(BigInteger)))))
+    return value(col).in_(select(func.unnest(bindparam(None, list(numbers), type_=ARRAY(BigInteger))))).is_(true())
 
 
 def seen_by(sha256: ColumnElement[bytes], source_id: int) -> Condition:

@@ -35,7 +35,7 @@ PATIENCE = 0.04
 DRIVEN = 2.5
 """Times as long an index of owners or of names' beginnings may take: what it leads to is read to the end."""
 
-DOUBT = 1.5
+DOUBT = 1.2
 """Times as many as are listed may be guessed, and it is tried all the same."""
 
 BROAD_SECONDS, SLOW_SECONDS = 60.0, 2.0
@@ -260,13 +260,13 @@ class Resolver:
         self._sample.refresh(last)
         patience = PATIENCE
         if pattern.kind == "part":
-            way = self._way(pattern.text, own)
-            if way == "beside":
+            when, driver = self._way(pattern.text, own)
+            if driver:
+                query, patience = self._of_driver(pattern, own, driver), DRIVEN * PATIENCE
+            if when == "beside":
                 self._ask_beside(question, query, last)
-            if way in ("walk", "beside"):
+            if when != "now":
                 return None
-            if way != "names":
-                query, patience = self._of_driver(pattern, own, way), DRIVEN * PATIENCE
         ids = await self._try(question, query, patience)
         if ids is None:
             if self._is_slow(question):
@@ -276,21 +276,22 @@ class Resolver:
             self._keep(question, ids, last)
         return list({*ids, *await self._newcomers(pattern, last)})
 
-    def _way(self, text: str, own: Filters) -> str:
-        """Return how to list the identities that have a text: by ``names``, by a filter that fewer meet (its name), ``beside``, or not.
+    def _way(self, text: str, own: Filters) -> tuple[str, str]:
+        """Return when to list the identities that have a text, and by which filter of theirs, where fewer meet that (else by the names).
 
-        Not (``walk``) where they are too many; beside where they are not, but it takes looking through too many.
+        ``now``, ``beside`` where it takes looking through too many, or ``never`` where too many have it.
         """
         number, all_ = self._sample.guess(text, ANY), self._sample.guess(text, own)
         if number is None or all_ is None:
-            return "names"
+            return "now", ""
         if all_ > DOUBT * FEW:
-            return "walk"
+            return "never", ""
         drivers = {name: self._sample.guess(None, Filters(**{name: getattr(own, name)})) or 0.0 for name in _DRIVERS if getattr(own, name)}
         least = min(drivers, key=lambda name: drivers[name], default="")
-        if least and drivers[least] < number / 2:
-            return least if drivers[least] <= DOUBT * FEW else "beside"
-        return "names" if number <= DOUBT * FEW else "beside"
+        if not least or drivers[least] >= number / 2:
+            least = ""
+        through = DOUBT * (FEW if self._sqlite or least else FEW / 2)  # what PostgreSQL's trigrams find is looked up twice
+        return "now" if drivers.get(least, number) <= through else "beside", least
 
     def _of_driver(self, pattern: NamePattern, own: Filters, driver: str) -> Select[Any]:
         """Return the query of identities that have a text, which looks through those that meet the filter ``driver``."""

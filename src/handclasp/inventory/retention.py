@@ -41,6 +41,8 @@ DAY = 86_400_000
 MONTHS = 4
 """Months of the certificate table that are there, the present one among them: most certificates that are issued now end within them."""
 
+UNREAD = 90 * DAY
+"""Milliseconds, beyond what is kept anyway, after which a place that nobody reads says nothing any more of what ended there."""
 COUNTERS = 400 * DAY
 """Milliseconds for which hours are counted: more than a year, so that a year can be compared with the one before."""
 
@@ -76,7 +78,7 @@ class Retention:
         limit = now - self._keep
         await self._simple("confirmation", tables.confirmation.c.expires_at < limit)
         await self._simple("sighting", tables.sighting.c.ended_at < limit)
-        await self._unread(limit)
+        await self._unread(limit - UNREAD)
         if self._partitions is None:
             await self._walk(
                 "certificate", lambda c: certificate_goes(c, limit, now), [tables.certificate.c.not_after, *_key("certificate")], limit
@@ -258,7 +260,7 @@ def location_goes(c: FromClause, limit: int) -> ColumnElement[bool]:
     empty = ~_exists(c, sighting.c.location_id == c.c.id)
     return or_(
         and_(c.c.gone_at < limit, ~_exists(c, sighting.c.location_id == c.c.id, sighting.c.ended_at.is_(None))),
-        and_(c.c.tried_at < limit, or_(c.c.seen_at.is_(None), c.c.seen_at < limit), empty),
+        and_(c.c.tried_at < limit - UNREAD, or_(c.c.seen_at.is_(None), c.c.seen_at < limit - UNREAD), empty),
     )
 
 

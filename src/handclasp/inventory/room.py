@@ -60,7 +60,8 @@ def open_inventory(
 ) -> InventoryRoom:
     """Return the room over a store. ``agents`` counts the agents, which this room knows nothing of, for the overview."""
     reconciler = Reconciler(store, clock, graces)
-    certificates, identities, places = Inventory(store, clock), Identities(store, clock, Resolver(store)), Places(store)
+    resolver = Resolver(store)
+    certificates, identities, places = Inventory(store, clock, resolver), Identities(store, clock, resolver), Places(store)
     return InventoryRoom(
         recorder=Recorder(store, authorities, clock, reconciler, quotas),
         confirmer=Confirmer(store),

@@ -112,7 +112,7 @@ touch_location = text(
     f" AND {_not_after('seen_at', ':at')}"
 )
 touch_locations = text(
-    "UPDATE location SET seen_at = n.at, tried_at = n.at, problem = NULL"
+    "UPDATE location SET seen_at = n.at, tried_at = n.at, problem = NULL"  # noqa: S608  (constants)
     " FROM unnest(CAST(:ids AS integer[]), CAST(:contents AS bytea[]), CAST(:ats AS bigint[])) AS n(id, content, at)"
     f" WHERE location.id = n.id AND location.content = n.content AND {_not_after('location.seen_at', 'n.at')}"
 )

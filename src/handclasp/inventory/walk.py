@@ -34,6 +34,8 @@ _WORTH = 0.25
 """What part of the whole time must be left for another stretch."""
 _PATIENCE = 2.0
 """Times the whole time that sorting may take, where a walk would do instead."""
+_LATE_SECONDS = 5.0
+"""For how long it is not tried again after it took longer."""
 _KINDS = 2_000
 
 
@@ -43,6 +45,7 @@ class Pace:
     def __init__(self, guessed: float) -> None:
         self._guessed = guessed
         self._seconds: dict[Hashable, float] = {}
+        self._late: dict[Hashable, float] = {}
 
     def rows(self, kind: Hashable, seconds: float) -> int:
         """Return how many rows are likely to take so long."""
@@ -57,6 +60,16 @@ class Pace:
         if len(self._seconds) >= _KINDS:
             del self._seconds[next(iter(self._seconds))]
         self._seconds[kind] = each if known is None or each < known else known + _DOUBT * (each - known)
+
+    def sorts(self, kind: Hashable) -> bool:
+        """Tell whether it is worth to try to sort what such a plan leads to: it did not take too long a moment ago."""
+        return self._late.get(kind, 0.0) <= time.monotonic()
+
+    def late(self, kind: Hashable) -> None:
+        """Remember that sorting took too long."""
+        if len(self._late) >= _KINDS:
+            self._late.clear()
+        self._late[kind] = time.monotonic() + _LATE_SECONDS
 
 
 @dataclass(slots=True)
@@ -131,11 +144,14 @@ class Walker:
         """Return what a plan of few leads to, or the walk to the same when they are too many to be sorted in time."""
         if plan.instead is None:
             return await self._sort(plan)
+        if not self.pace.sorts(plan.kind):
+            return plan.instead
         try:
             return await self._sort(plan, _PATIENCE * self.seconds)
         except HandclaspError as error:
             if error.kind is not Kind.TIMEOUT:
                 raise
+            self.pace.late(plan.kind)
             return plan.instead
 
     async def _sort(self, plan: Plan, within: float | None = None) -> Found:
