@@ -20,6 +20,7 @@ from handclasp.discovery.scans import problems_of
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.confirm import Confirmer
+from handclasp.inventory.quota import NO_QUOTA, Quota, Quotas
 from handclasp.inventory.record import Recorder
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
@@ -95,12 +96,13 @@ class Room:
 
 
 @asynccontextmanager
-async def room(url: str, tmp_path: Any) -> AsyncIterator[Room]:
+async def room(url: str, tmp_path: Any, *, quota: Quota = NO_QUOTA) -> AsyncIterator[Room]:
     async with installation(tmp_path, url) as house:
-        recorder = Recorder(house.store, house.authorities, house.clock)
+        quotas = Quotas(house.store, house.clock, quota, NO_QUOTA)
+        recorder = Recorder(house.store, house.authorities, house.clock, quotas=quotas)
 
         async def record(source_id: int, sightings: Sightings, scan_id: str) -> Recorded:
-            return await recorder.record(source_id, sightings, scan_id=scan_id or None)
+            return await recorder.record(source_id, sightings, scan_id=scan_id or None, by_agents=True)
 
         yield Room(
             house,
@@ -339,5 +341,21 @@ def test_what_could_not_be_recorded_is_recorded_at_the_end(migrated_url: str, tm
                     await here.reported.flush()
             await here.reported.close()
             assert await here.open_at(f"agent:{WEB}:/etc/tls") == [bytes.fromhex("aa" * 32)]
+
+    asyncio.run(run())
+
+
+def test_an_agent_that_finds_too_much_is_stopped_and_that_is_said(migrated_url: str, tmp_path: Any) -> None:
+    async def run() -> None:
+        async with room(migrated_url, tmp_path, quota=Quota(locations=2)) as here:
+            await here.agent(WEB, {})
+            await here.source(FilesSettings(paths=["/etc"]))
+            await here.scan("one")
+            found = [seen(WEB, f"/etc/{number}.pem") for number in range(5)]
+            answer = await here.scans.take(WEB, FileSightings(scan="one", observed=found, read=0, done=True))
+            assert (answer.recorded.locations, answer.recorded.refused) == (2, 3)
+            scan = await here.state("one")
+            assert (scan.read, scan.failed, scan.state) == (2, 3, "done")
+            assert "3 places were not recorded. over quota: one agent may have 2 places" in scan.problem
 
     asyncio.run(run())

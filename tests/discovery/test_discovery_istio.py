@@ -27,7 +27,8 @@ from support.answering import answering
 from support.errors import allowing, refused
 from support.fake_server import FakeAuthority, key_pem, pem
 from support.istio_dumps import envoy, ztunnel
-from support.kube_api import KubeApi, kube_api, rules_of
+from support.kube_api import KubeApi, kube_api
+from support.kube_rbac import rules_of
 from support.reading import Read, parts, read, settings_of, tools
 
 COLLECTOR = Path(__file__).resolve().parents[2] / "packaging/kubernetes/collector"

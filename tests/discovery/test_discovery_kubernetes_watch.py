@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from handclasp.discovery.kubernetes import api as kubernetes_api
 from handclasp.discovery.kubernetes.kind import KUBERNETES
 from support.fake_server import FakeAuthority, pem
-from support.kube_api import Fault, KubeApi, kube_api, rules_of
+from support.kube_api import Fault, KubeApi, kube_api
+from support.kube_rbac import rules_of
 from support.reading import Read, parts, read, settings_of, tools
 
 COLLECTOR = Path(__file__).resolve().parents[2] / "packaging/kubernetes/collector"

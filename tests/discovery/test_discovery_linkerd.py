@@ -22,7 +22,8 @@ from handclasp.discovery.source import Scope
 from handclasp.errors import Kind
 from support.errors import allowing, refused
 from support.fake_server import FakeAuthority, key_pem, pem
-from support.kube_api import KubeApi, kube_api, rules_of
+from support.kube_api import KubeApi, kube_api
+from support.kube_rbac import rules_of
 from support.reading import read, settings_of
 
 COLLECTOR = Path(__file__).resolve().parents[2] / "packaging/kubernetes/collector"

@@ -350,6 +350,23 @@ def test_the_other_leaf_that_does_not_answer_any_more_is_a_problem_and_no_absenc
     assert one.certificates == []
 
 
+def test_many_servers_that_stall_do_not_keep_others_waiting() -> None:
+    """All of them are spoken to before the first one answers."""
+    hosts, spoken, all_spoken = 60, list[int](), threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(1)
+        spoken.append(1)
+        if len(spoken) == hosts:
+            all_spoken.set()
+        all_spoken.wait(10)
+
+    with listening(handle, address="0.0.0.0", at_once=hosts) as port:
+        items = read(Scope(allow=["127.0.5.0/26"], deny=["127.0.5.60/30"]), ports=[str(port)], timeout="8s")
+    assert len(observed(items)) == hosts
+    assert {"closed" in (one.problem or "") or "reset" in (one.problem or "") for one in observed(items)} == {True}
+
+
 def test_connections_are_spread_over_time() -> None:
     times: list[float] = []
     with listening(lambda c: times.append(time.monotonic()), address="0.0.0.0") as port:

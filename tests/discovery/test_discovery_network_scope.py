@@ -121,10 +121,11 @@ def test_a_name_that_points_elsewhere_the_second_time_is_not_asked_twice() -> No
 
 
 def test_a_denied_name_takes_its_addresses_out_of_a_range() -> None:
-    world = World({"secret.example": [["10.0.0.10", "64:ff9b::a00:b"]]})
-    items = world.read(Scope(allow=["10.0.0.8/29", "alias.example"], deny=["secret.example"]))
+    world = World({"secret.example": [["10.0.0.10", "64:ff9b::a00:b"]], "alias.example": [["::ffff:10.0.0.10"]]})
+    items = world.read(Scope(allow=["10.0.0.8/29", "2002:a00:a::1", "alias.example"], deny=["secret.example"]))
     assert sorted(set(world.dialled)) == ["10.0.0.12", "10.0.0.13", "10.0.0.14", "10.0.0.15", "10.0.0.8", "10.0.0.9"]
-    assert counted(items)[:2] == (7, 6)
+    assert counted(items) == (10, 9, 1)
+    assert [item.problem for item in items if isinstance(item, Failed)] == ["the scope denies an address of it"]
 
 
 def test_a_denied_name_that_cannot_be_looked_up_stops_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +180,18 @@ def test_a_plan_says_how_much_there_is_without_looking(allow: list[str], deny: l
     assert asyncio.run(run()) == total
 
 
-def test_what_is_never_read_is_taken_off_the_total_when_it_is_found() -> None:
-    items = World({}).read(Scope(allow=["100.100.100.0/24"]))  # with a cloud's metadata service in it
-    assert counted(items)[:2] == (255, 255)
+def test_what_is_never_read_is_passed_over() -> None:
+    world = World({})
+    items = world.read(Scope(allow=["100.100.100.0/24"]))  # with a cloud's metadata service in it
+    assert (len(world.dialled), counted(items)[:2]) == (255, (256, 256))
+
+
+@pytest.mark.parametrize("allow", ["100.100.100.0/24", "10.0.0.8/29", "a.example"])
+def test_numbers_only_rise(allow: str) -> None:
+    """A collector cannot say that there is less than it said."""
+    known = [f"tls:a.example:{port}/a.example" for port in (1, 2)]
+    items = World({"b.example": [["10.0.0.10"]]}).read(Scope(allow=[allow], deny=["b.example"]), known, ports=["1", "2", "3"])
+    assert all(min(item.total, item.read, item.failed) >= 0 for item in items if isinstance(item, Count))
 
 
 def test_a_part_that_an_older_version_planned_is_counted_when_it_is_read() -> None:

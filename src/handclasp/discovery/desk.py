@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import replace
 from typing import Any, Protocol
 
 from handclasp.discovery.leases import LOST, Leased, Leases, Progress
@@ -103,32 +102,32 @@ class LocalDesk:
         return ask
 
     async def record(self, leased: Leased, sightings: Sightings, progress: Progress) -> Progress:
-        """Record sightings (in a dry run: only count them) and return the progress with their numbers in it."""
+        """Record sightings (in a dry run: only count them) and return the progress, with their numbers added to it."""
         if not sightings.observed and not sightings.covered:
             return progress
-        return await patiently(lambda: self._record(leased, sightings, replace(progress)), self._patience)
-
-    async def _record(self, leased: Leased, sightings: Sightings, progress: Progress) -> Progress:
-        if not await self._leases.held(leased):  # of a source that was removed, nothing may be recorded any more
-            raise LOST
+        recorded = await patiently(lambda: self._record(leased, sightings), self._patience)
         broken = [one for one in sightings.observed if one.problem is not None]
         progress.failed += len(broken)
         progress.read += len(sightings.observed) - len(broken)
         if broken and progress.problem is None:
             progress.problem = f"{broken[0].shown}: {broken[0].problem}"
         progress.certificates += sum(len(one.certificates) for one in sightings.observed)
-        if leased.dry:
-            progress.fresh += await self._probe(sightings)
-        else:
-            recorded = await self._sink(leased.source_id, with_facts(sightings, leased.facts), leased.scan)
-            progress.fresh += recorded.fresh
-            progress.gone += recorded.gone
-            if recorded.refused:
-                progress.failed += recorded.refused
-                progress.read -= recorded.refused
-                progress.problem = progress.problem or f"{recorded.refused} places were not recorded. {recorded.refusal}"
+        progress.fresh += recorded.fresh
+        progress.gone += recorded.gone
+        if recorded.refused:
+            progress.failed += recorded.refused
+            progress.read -= recorded.refused
+            progress.problem = progress.problem or f"{recorded.refused} places were not recorded. {recorded.refusal}"
         fault("scan.recorded")
         return progress
+
+    async def _record(self, leased: Leased, sightings: Sightings) -> Recorded:
+        """Record sightings, or find out what a dry run asks, and return what came of it."""
+        if not await self._leases.held(leased):  # of a source that was removed, nothing may be recorded any more
+            raise LOST
+        if leased.dry:
+            return Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=await self._probe(sightings), gone=0)
+        return await self._sink(leased.source_id, with_facts(sightings, leased.facts), leased.scan)
 
 
 def with_facts(sightings: Sightings, facts: dict[str, Any]) -> Sightings:

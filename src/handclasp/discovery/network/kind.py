@@ -36,7 +36,9 @@ from handclasp.errors import HandclaspError, Kind
 
 _NO_ADDRESS = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 HOSTS_IN_PART = 64
-THREADS = 32
+THREADS = 256
+"""Handshakes of a part at once, at most. What is connected must be spoken to soon, however many others keep us waiting: a server hangs up
+on who says nothing. A thread costs 90 KiB, and is begun when needed."""
 ADDRESSES_OF_A_NAME = 4
 """Addresses of one name that are looked at; a name with more is a load balancer, and these show what it shows."""
 
@@ -147,7 +149,8 @@ class _PartReading:
         self._denied = await _addresses_of(self._plan.targets.denied_hosts, self._plan.timeout)
         whole = first == 0  # of a part that another worker began, nobody knows any more what did not answer: the next scan will
         if whole:
-            yield Count(total=len(self._targets) * len(self._plan.ports) - self._planned)
+            more = len(self._targets) * len(self._plan.ports) - self._planned
+            yield Count(total=more) if more >= 0 else Count(read=-more)  # the plan counted what is never read: it is passed over
         ahead = max(1, self._plan.settings.connections // max(1, len(self._plan.ports)))
         waiting, running = iter(self._targets[first:]), deque[asyncio.Task[list[Reading]]]()
         try:
@@ -175,8 +178,8 @@ class _PartReading:
         except HandclaspError as error:
             self._unsure.add(target.unit)
             return await self._unreached(target, error.detail)
-        if not self._denied.isdisjoint(addresses):
-            return [Count(total=-len(self._plan.ports))]
+        if _is_address(target.host) and self._is_denied(target.host):
+            return [Count(read=len(self._plan.ports))]  # passed over
         paces = [self._paces.setdefault(address, Pace(self._plan.settings.host_rate)) for address in addresses]
         names = self._names(target)
         found: list[Reading] = []
@@ -196,7 +199,8 @@ class _PartReading:
             if await self._is_known(target.unit, answer.endpoint.key(answer.name))
         ]
         if found:
-            return [*found, Count(total=len(found) - len(ports))]
+            places = len(ports) - len(found)  # further names at a port are further places
+            return [*found, Count(read=places) if places > 0 else Count(total=-places)]
         return [Failed(what=target.host, problem=problem), Count(read=len(ports) - 1)]
 
     async def _addresses(self, target: _Target) -> list[str]:
@@ -204,9 +208,13 @@ class _PartReading:
             return [target.host]  # each of a range was checked when it was chosen
         tools = replace(self._tools, scope=structs.replace(self._tools.scope, loopback=True)) if target.host == "localhost" else self._tools
         addresses = (await tools.resolve(target.host, 0, timeout=self._plan.timeout))[:ADDRESSES_OF_A_NAME]
-        if not all(self._plan.targets.admits(ipaddress.ip_address(address.partition("%")[0])) for address in addresses):
+        parsed = [ipaddress.ip_address(address.partition("%")[0]) for address in addresses]
+        if not all(self._plan.targets.admits(address) for address in parsed) or any(map(self._is_denied, map(str, parsed))):
             raise HandclaspError(Kind.NOT_ALLOWED, "the scope denies an address of it")
         return addresses
+
+    def _is_denied(self, address: str) -> bool:
+        return bool(self._denied) and any(str(form) in self._denied for form in forms_of(ipaddress.ip_address(address)))
 
     def _names(self, target: _Target) -> tuple[str | None, ...]:
         """Return what is asked for: nothing at an address, the name of a host that has one, and the names of the settings."""
