@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,59 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handclasp.access import clusters
-from handclasp.access.clusters import PROVEN, Clusters
-from handclasp.access.kubeapi import GOOD_FOR, PAUSE, PODS_AGAIN, PODS_FOR
+from handclasp.access.clusters import PROVEN
+from handclasp.access.kubeapi import PODS_AGAIN, PODS_FOR
 from handclasp.access.policy import parse_policy
-from handclasp.access.principals import KubernetesPrincipal
-from handclasp.errors import HandclaspError, Kind
-from handclasp.server.kube import ApiConnection
+from handclasp.errors import Kind
 from support.access import or_refused
-from support.kube import REVIEW_PATH, WEB, ZTUNNEL, ApiServer, Cluster, Pod, api_server, cluster_entry, mesh_policy
-
-
-class World:
-    """Clusters of a policy, on a clock that the test moves (from the real one: the simulated API server has no other)."""
-
-    def __init__(self, *entries: dict[str, Any], tokens: Path | None = None) -> None:
-        self.now = int(time.time() * 1000)
-        self.fetched: list[str] = []
-        self.pages: dict[str, bytes] = {}
-        self.clusters = Clusters(self.fetch, lambda review: ApiConnection(review, tokens or Path("/nowhere")), lambda: self.now)
-        self.policy = parse_policy(mesh_policy(*entries))
-        self.clusters.use(self.policy)
-
-    async def fetch(self, url: str) -> bytes:
-        self.fetched.append(url)
-        if url not in self.pages:
-            raise OSError("connection refused")
-        return self.pages[url]
-
-    def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Run one thing, and let go of connections: each run has an event loop of its own."""
-
-        async def whole() -> Any:
-            try:
-                return await work()
-            finally:
-                for known in self.clusters._known.values():
-                    await known.close()
-
-        return asyncio.run(whole())
-
-    def verify(self, token: str, cluster: str = "Kubernetes", **more: Any) -> KubernetesPrincipal:
-        found: KubernetesPrincipal = self.run(lambda: self.clusters.verify(cluster, token, **more))
-        return found
-
-    def impersonate(self, caller: KubernetesPrincipal, namespace: str = "prod", account: str = "web") -> KubernetesPrincipal:
-        found: KubernetesPrincipal = self.run(lambda: self.clusters.impersonate(caller, namespace, account))
-        return found
-
-    def refuses(self, work: Callable[[], Any], says: str, kind: Kind = Kind.NOT_AUTHENTICATED) -> HandclaspError:
-        with pytest.raises(HandclaspError) as caught:
-            work()
-        assert caught.value.kind is kind, caught.value
-        assert says in caught.value.detail
-        return caught.value
+from support.clusters import CLUSTER, ClusterWorld, with_api
+from support.kube import WEB, ZTUNNEL, ApiServer, Cluster, Pod, api_server, cluster_entry, mesh_policy
 
 
 @pytest.fixture
@@ -77,18 +28,11 @@ def api() -> Iterator[ApiServer]:
         yield server
 
 
-CLUSTER = Cluster()
-
-
-def with_api(api: ApiServer, mode: str = "require", **more: Any) -> World:
-    return World(cluster_entry(api.cluster, api=api, mode=mode, **more), tokens=api.directory)
-
-
 # --- checked here -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_proves_its_service_account_with_pod_and_node() -> None:
-    world = World(cluster_entry(CLUSTER))
+    world = ClusterWorld(cluster_entry(CLUSTER))
     who = world.verify(CLUSTER.token(WEB))
     assert (who.cluster, who.namespace, who.service_account) == ("Kubernetes", "prod", "web")
     assert (who.pod_name, who.pod_uid, who.node_name, who.node_uid) == ("web-1", "uid-web", "node-1", "uid-node-1")
@@ -98,7 +42,7 @@ def test_a_token_proves_its_service_account_with_pod_and_node() -> None:
 
 
 def test_a_token_that_is_bound_to_no_pod_is_one_too() -> None:
-    who = World(cluster_entry(CLUSTER)).verify(CLUSTER.token(WEB, bound=False))
+    who = ClusterWorld(cluster_entry(CLUSTER)).verify(CLUSTER.token(WEB, bound=False))
     assert (who.pod_name, who.node_name) == (None, None)
 
 
@@ -143,13 +87,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_a_token_that_is_not_quite_right_is_refused(path: str, value: Any, says: str) -> None:
-    world = World(cluster_entry(CLUSTER))
+    world = ClusterWorld(cluster_entry(CLUSTER))
     world.refuses(lambda: world.verify(CLUSTER.sign(changed(path, value))), says)
 
 
 def test_two_clusters_with_one_issuer_are_told_apart_by_their_keys() -> None:
     other = Cluster()
-    world = World(cluster_entry(CLUSTER, name="one"), cluster_entry(other, name="two"))
+    world = ClusterWorld(cluster_entry(CLUSTER, name="one"), cluster_entry(other, name="two"))
     assert world.verify(CLUSTER.token(WEB), "one").cluster == "one"
     assert world.verify(other.token(WEB), "two").cluster == "two"
     world.refuses(lambda: world.verify(CLUSTER.token(WEB), "two"), "signature is wrong")
@@ -157,32 +101,32 @@ def test_two_clusters_with_one_issuer_are_told_apart_by_their_keys() -> None:
 
 
 def test_a_cluster_need_not_be_named_where_there_is_one() -> None:
-    one = World(cluster_entry(CLUSTER)).clusters
-    two = World(cluster_entry(CLUSTER, name="one"), cluster_entry(Cluster(), name="two")).clusters
+    one = ClusterWorld(cluster_entry(CLUSTER)).clusters
+    two = ClusterWorld(cluster_entry(CLUSTER, name="one"), cluster_entry(Cluster(), name="two")).clusters
     assert one.find("").name == "Kubernetes"  # type: ignore[union-attr]
     assert two.find("") is None
     assert one.find("other") is None
 
 
 def test_other_audiences_are_taken_where_the_caller_says_so() -> None:
-    world = World(cluster_entry(CLUSTER, audiences=["mesh", "istio-ca"]))
+    world = ClusterWorld(cluster_entry(CLUSTER, audiences=["mesh", "istio-ca"]))
     world.verify(CLUSTER.token(WEB, aud="mesh"))
     world.verify(CLUSTER.token(WEB, aud="enrol"), audiences=("enrol",))
     world.refuses(lambda: world.verify(CLUSTER.token(WEB), audiences=("enrol",)), "another audience")
 
 
 def test_keys_are_found_through_the_issuer_or_at_their_url() -> None:
-    found = World({"name": "Kubernetes", "issuer": CLUSTER.issuer})
+    found = ClusterWorld({"name": "Kubernetes", "issuer": CLUSTER.issuer})
     found.pages = {
         f"{CLUSTER.issuer}/.well-known/openid-configuration": json.dumps({"issuer": CLUSTER.issuer, "jwks_uri": "https://k/keys"}).encode(),
         "https://k/keys": CLUSTER.jwks.encode(),
     }
     found.verify(CLUSTER.token(WEB))
-    given_ = World({"name": "Kubernetes", "issuer": CLUSTER.issuer, "jwks_url": "https://k/keys"})
+    given_ = ClusterWorld({"name": "Kubernetes", "issuer": CLUSTER.issuer, "jwks_url": "https://k/keys"})
     given_.pages = {"https://k/keys": CLUSTER.jwks.encode()}
     given_.verify(CLUSTER.token(WEB))
     assert given_.fetched == ["https://k/keys"]
-    nowhere = World({"name": "Kubernetes", "issuer": CLUSTER.issuer, "jwks_url": "https://k/keys"})
+    nowhere = ClusterWorld({"name": "Kubernetes", "issuer": CLUSTER.issuer, "jwks_url": "https://k/keys"})
     nowhere.refuses(lambda: nowhere.verify(CLUSTER.token(WEB)), "keys of the issuer", Kind.UNAVAILABLE)
 
 
@@ -198,161 +142,8 @@ def test_keys_are_found_through_the_issuer_or_at_their_url() -> None:
     st.sampled_from(["kubernetes.io", "sub", "aud", "exp", "iss"]),
 )
 def test_nothing_in_a_signed_token_does_more_than_refuse_it(value: Any, key: str) -> None:
-    world = World(cluster_entry(CLUSTER))
+    world = ClusterWorld(cluster_entry(CLUSTER))
     or_refused(lambda: world.verify(CLUSTER.sign(CLUSTER.claims(WEB) | {key: value})))
-
-
-# --- the API server, as a stricter mode -------------------------------------------------------------------------------------------------
-
-
-def test_a_review_is_asked_for_with_the_audiences_and_our_own_token(api: ApiServer) -> None:
-    world = with_api(api)
-    token = api.cluster.token(WEB)
-    assert world.verify(token).service_account == "web"
-    assert [(method, path) for method, path, _ in api.requests] == [("POST", REVIEW_PATH)]
-    assert api.reviews[0]["spec"] == {"token": token, "audiences": ["istio-ca"]}
-
-
-def test_without_the_mode_nothing_is_asked(api: ApiServer) -> None:
-    with_api(api, "off").verify(api.cluster.token(WEB))
-    assert api.requests == []
-
-
-def test_garbage_costs_the_api_server_nothing(api: ApiServer) -> None:
-    world = with_api(api)
-    world.refuses(lambda: world.verify(Cluster().token(WEB)), "signature is wrong")
-    assert api.requests == []
-
-
-def test_a_pod_that_was_deleted_is_nobody_at_once_or_some_seconds_later(api: ApiServer) -> None:
-    world = with_api(api)
-    token = api.cluster.token(WEB)
-    world.verify(token)
-    api.deleted.add(WEB.uid)
-    world.verify(token)  # a yes is remembered
-    assert len(api.reviews) == 1
-    world.now += GOOD_FOR
-    world.refuses(lambda: world.verify(token), "does not take it")
-    world.refuses(lambda: world.verify(token), "does not take it")  # a no is not
-    assert len(api.reviews) == 3
-
-
-def test_a_yes_is_not_remembered_beyond_the_end_of_the_token(api: ApiServer) -> None:
-    world = with_api(api)
-    token = api.cluster.token(WEB, lifetime=4)
-    world.verify(token)
-    world.now += 4_500  # within the leeway between clocks, so the token itself is still taken
-    world.verify(token)
-    assert len(api.reviews) == 2
-
-
-def test_one_token_is_reviewed_once_for_all_who_ask_at_once(api: ApiServer) -> None:
-    world = with_api(api)
-    token = api.cluster.token(WEB)
-    world.run(lambda: asyncio.gather(*(world.clusters.verify("Kubernetes", token) for _ in range(20))))
-    assert len(api.reviews) == 1
-
-
-USER = {"username": "system:serviceaccount:prod:web", "uid": "sa-prod-web", "groups": ["system:serviceaccounts"]}
-
-
-@pytest.mark.parametrize(
-    ("status", "says"),
-    [
-        (
-            {"authenticated": True, "user": USER | {"username": "system:serviceaccount:prod:admin"}, "audiences": ["istio-ca"]},
-            "somebody else",
-        ),
-        ({"authenticated": True, "user": USER | {"groups": ["system:masters"]}, "audiences": ["istio-ca"]}, "somebody else"),
-        ({"authenticated": True, "user": USER | {"uid": "another"}, "audiences": ["istio-ca"]}, "another uid"),
-        ({"authenticated": True, "user": USER, "audiences": []}, "not for this audience"),
-        ({"authenticated": True, "user": USER}, "not for this audience"),
-        ({"authenticated": True, "user": USER, "audiences": ["https://kubernetes.default.svc"]}, "not for this audience"),
-        (
-            {"authenticated": True, "user": USER | {"extra": {"authentication.kubernetes.io/pod-uid": ["x"]}}, "audiences": ["istio-ca"]},
-            "another pod",
-        ),
-        ({"authenticated": True, "audiences": ["istio-ca"]}, "does not take it"),
-        ({"user": USER, "audiences": ["istio-ca"]}, "does not take it"),
-        ({"error": "cannot say"}, "does not take it"),
-    ],
-)
-def test_an_api_server_that_says_something_else_is_believed(api: ApiServer, status: dict[str, Any], says: str) -> None:
-    world = with_api(api)
-    api.answer = json.dumps({"kind": "TokenReview", "status": status}).encode()
-    world.refuses(lambda: world.verify(api.cluster.token(WEB)), says)
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
-def test_an_api_server_that_does_not_answer_the_question_makes_nobody_a_stranger(api: ApiServer, status: int) -> None:
-    world = with_api(api)
-    api.status = status
-    error = world.refuses(lambda: world.verify(api.cluster.token(WEB)), f"with status {status}", Kind.UNAVAILABLE)
-    assert error.retry_after is not None
-    api.status = None
-    world.verify(api.cluster.token(WEB))
-
-
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{", b'{"status":{"authenticated":"yes"}}', b"\xff\xfe", b'{"status":null}'])
-def test_an_answer_that_cannot_be_read_is_no_answer(api: ApiServer, answer: bytes) -> None:
-    world = with_api(api)
-    api.answer = answer or b" "
-    world.refuses(lambda: world.verify(api.cluster.token(WEB)), "cannot be read", Kind.UNAVAILABLE)
-
-
-def test_an_api_server_that_is_away_is_left_alone_for_a_moment(api: ApiServer) -> None:
-    world = with_api(api)
-    token = api.cluster.token(WEB)
-    api.close()
-    world.refuses(lambda: world.verify(token), "cannot be reached", Kind.UNAVAILABLE)
-    world.refuses(lambda: world.verify(token), "does not answer", Kind.UNAVAILABLE)
-    world.now += PAUSE
-    world.refuses(lambda: world.verify(token), "cannot be reached", Kind.UNAVAILABLE)
-    api._server.server_close = lambda: None  # type: ignore[method-assign]
-    api._server.shutdown = lambda: None  # type: ignore[method-assign]
-
-
-def test_an_api_server_that_another_authority_vouches_for_gets_no_token(api: ApiServer) -> None:
-    with api_server() as other:
-        entry = cluster_entry(api.cluster, api=api, mode="require")
-        entry["review"]["ca"] = other.ca
-        world = World(entry, tokens=api.directory)
-        world.refuses(lambda: world.verify(api.cluster.token(WEB)), "cannot be reached", Kind.UNAVAILABLE)
-        assert api.requests == []
-
-
-@pytest.mark.parametrize(
-    ("content", "says"), [(None, "cannot be read"), (b"", "holds no token"), (b"a b", "holds no token"), (b"x" * 20_000, "holds no token")]
-)
-def test_a_token_file_that_is_no_good_is_our_fault(api: ApiServer, content: bytes | None, says: str) -> None:
-    world = with_api(api)
-    file = api.directory / "a.token"
-    file.unlink() if content is None else file.write_bytes(content)
-    world.refuses(lambda: world.verify(api.cluster.token(WEB)), says, Kind.UNAVAILABLE)
-    assert api.requests == []
-
-
-def test_the_api_server_is_asked_no_more_often_than_its_rate(api: ApiServer) -> None:
-    entry = cluster_entry(api.cluster, api=api, mode="require")
-    entry["review"]["rate"] = 2
-    world = World(entry, tokens=api.directory)
-    tokens = [api.cluster.token(replace(WEB, uid=f"uid-{number}")) for number in range(5)]
-    for token in tokens[:4]:
-        world.verify(token)
-    error = world.refuses(lambda: world.verify(tokens[4]), "as often as its rate allows", Kind.UNAVAILABLE)
-    assert error.retry_after == pytest.approx(0.5)
-    world.verify(tokens[0])  # what is known needs no question
-    world.now += 500
-    world.verify(tokens[4])
-
-
-def test_keys_come_from_the_api_server_where_nothing_else_is_said(api: ApiServer) -> None:
-    entry = cluster_entry(api.cluster, api=api)
-    del entry["jwks"]
-    world = World(entry, tokens=api.directory)
-    world.verify(api.cluster.token(WEB))
-    assert [path for _, path, _ in api.requests] == ["/openid/v1/jwks"]
-    assert world.fetched == []
 
 
 # --- speaking for a pod of the node -----------------------------------------------------------------------------------------------------
@@ -452,7 +243,7 @@ def test_a_full_node_is_read_page_by_page(api: ApiServer) -> None:
 
 def test_what_is_known_of_a_cluster_stays_while_its_entry_does(api: ApiServer) -> None:
     entry = cluster_entry(api.cluster, api=api, mode="require")
-    world = World(entry, tokens=api.directory)
+    world = ClusterWorld(entry, tokens=api.directory)
     token = api.cluster.token(WEB)
     world.verify(token)
     world.clusters.use(parse_policy(mesh_policy(entry, max_ttl="1h")))
@@ -469,7 +260,7 @@ def test_what_is_known_of_a_cluster_stays_while_its_entry_does(api: ApiServer) -
 
 
 def test_a_token_that_proved_itself_a_moment_ago_is_judged_by_the_time_and_the_rules_of_now() -> None:
-    world = World(cluster_entry(CLUSTER))
+    world = ClusterWorld(cluster_entry(CLUSTER))
     began = world.now
     token = CLUSTER.token(WEB, now=began / 1000, lifetime=60)
     known = world.verify(token)
@@ -496,7 +287,7 @@ def test_a_token_that_proved_itself_a_moment_ago_is_judged_by_the_time_and_the_r
 
 def test_only_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "MAX_PROVEN", 3)
-    world = World(cluster_entry(CLUSTER))
+    world = ClusterWorld(cluster_entry(CLUSTER))
     tokens = [CLUSTER.token(WEB, now=world.now / 1000) for _ in range(5)]
     known = [world.verify(token) for token in tokens]
     assert [world.verify(token) is one for token, one in zip(reversed(tokens), reversed(known), strict=True)] == [True] * 3 + [False] * 2

@@ -64,7 +64,7 @@ class TokenGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def requested_grant(request: wire.TokenRequest, token_id: str, created_by: Principal | str) -> TokenGrant:
-    """Return what a request asks for. Raises ``bad_request`` where that makes no sense, ``not_allowed`` for scopes that are not its maker's.
+    """Return what a request asks for. Raises ``bad_request`` where that makes no sense, ``not_allowed`` for scopes its maker has not.
 
     See :func:`handclasp.access.tokens.new_token`.
     """

@@ -137,6 +137,8 @@ def make_entry(
 
 def _without_addresses(who: Mapping[str, str], personal: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Return ``who`` without the subjects that are addresses (of an OIDC token, of somebody signed in by one), and these as personal."""
+    if who.get("kind") not in ("oidc", "console"):
+        return who, personal
     found = {name: value for name in ("id", "subject") if isinstance(value := who.get(name), str) and "@" in value}
     if not found:
         return who, personal
