@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from handclasp.agent.config import parse_config
 from handclasp.agent.config.discover import DEFAULT_ALLOW
@@ -120,11 +121,17 @@ def test_no_byte_of_a_private_key_is_told(host: Host) -> None:
     import msgspec
 
     put(host.root / "a.pem", key_pem(KEY) + pem(LEAF))
-    host.scan()
+    put(host.root / "a.p12", p12("app", KEY, LEAF, [], "changeit"))
+    pkcs8 = KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    put(host.root / "key.der", pkcs8)
+    assert len(host.scan()) == 3
     said = b"".join(msgspec.json.encode(chunk) for chunk in host.told)
     lines = key_pem(KEY).splitlines()[1:-1]
     assert not any(line in said for line in lines)
     assert b"PRIVATE" not in said
+    number = KEY.private_numbers().private_value.to_bytes(32, "big")
+    assert number in pkcs8
+    assert number not in b"".join(msgspec.msgpack.encode(chunk) for chunk in host.told), "as it is, and not as base64"
 
 
 def test_what_is_known_is_not_read_again_but_told_of(host: Host) -> None:

@@ -61,8 +61,11 @@ class FoundFile(msgspec.Struct, kw_only=True):
 
 
 class Discovered(msgspec.Struct, kw_only=True):
-    """All of it. ``unread`` is what was named and is not there, and directories that could not be listed, ``problem`` says why not everything was looked at, ``skipped``
-    what never is."""
+    """All of it.
+
+    ``unread`` is what was named and is not there, and directories that could not be listed; ``problem`` says why not everything was
+    looked at, ``skipped`` what never is.
+    """
 
     files: list[FoundFile]
     looked_at: int
