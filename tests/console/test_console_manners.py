@@ -194,6 +194,7 @@ def test_anything_is_found_from_everywhere(browser: Any, place: Place) -> None:
             (place.world.issued.upper(), f"/certificates/{place.world.issued}"),
             (place.world.identity, "/identity?name="),
             (place.world.issued[:12], "/find?for="),
+            (place.world.identity + "/assignments", "/find?for="),
             ("no such thing <b>", "/find?for="),
         ):
             page.fill(".find input", text)
@@ -355,3 +356,9 @@ def test_who_only_looks_is_offered_nothing_to_change(browser: Any, place: Place)
             offered |= set(page.locator("main form[method=post]").evaluate_all("all => all.map(one => one.getAttribute('action'))"))
             assert page.get_by_role("link", name=re.compile("^New ")).count() == 0
         assert offered == set()
+
+
+def test_a_scan_that_waits_says_for_whom(browser: Any, place: Place) -> None:
+    with visiting(browser, place.live) as visitor:
+        page = visitor.sign_in().go(f"scans/{place.world.scan}")
+        assert page.locator("code").inner_text() == "handclasp collect --source edge"

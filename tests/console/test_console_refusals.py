@@ -227,6 +227,13 @@ class _Nobody:
         return None
 
 
+@pytest.mark.parametrize("more", ["/assignments", ":lineage", ":x", "/..", "?a=b", "#", "\0", "%00", "\r\nset-cookie: a=b"])
+def test_a_name_that_leads_to_another_route_is_nobodys_page(people: dict[str, Session], more: str) -> None:
+    status, _, headers = people["admin"].send("GET", f"identity?{urlencode({'name': SHOP + more})}")
+    assert status == 404
+    assert "a=b" not in str(headers)
+
+
 def test_what_every_answer_says_to_the_browser(people: dict[str, Session], place: Place) -> None:
     admin = people["admin"]
     for path in ("", "no-such-page", "sign-in"):

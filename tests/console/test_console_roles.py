@@ -24,7 +24,7 @@ LOOKS = {"/v1/policy:diff", "/v1/profiles:diff", "/v1/ownership:diff", "/v1/owne
 
 
 async def _nothing(_call: Call) -> Done:
-    return Done()
+    return Done(log_entry=0)
 
 
 def _path(route: Route) -> str:
@@ -64,7 +64,5 @@ async def _admitted(api: InternalApi, user: ConsoleUser, route: Route) -> bool:
     try:
         await api.call(user, route.method, _path(route))
     except HandclaspError as error:
-        if error.kind is Kind.NOT_ALLOWED:
-            assert f"needs the scope {route.scope}" in error.detail
-            return False
+        return not (error.kind is Kind.NOT_ALLOWED and f"needs the scope {route.scope}" in error.detail)
     return True

@@ -41,7 +41,12 @@ async def run(visit: Visit) -> Answer:
 
 async def scan(visit: Visit) -> Answer:
     """Show how far a scan is; htmx asks again while it runs."""
-    return Shown("scan.html", {"one": await visit.get(f"/v1/scans/{visit.params['id']}")})
+    one = await visit.get(f"/v1/scans/{visit.params['id']}")
+    read_by = ""
+    if one.state in ("planning", "running") and not one.read + one.failed:  # why it does not move may be that nobody is there who reads it
+        source = await visit.find("sources:read", f"/v1/sources/{one.source}")
+        read_by = source.runs if source is not None else ""
+    return Shown("scan.html", {"one": one, "read_by": read_by})
 
 
 async def stop(visit: Visit) -> Answer:

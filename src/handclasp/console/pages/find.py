@@ -32,9 +32,9 @@ async def find(visit: Visit) -> Answer:
         return Shown("find.html", {"text": "", "found": []})
     digits = text.replace(":", "").lower()
     by_digits = _DIGITS.fullmatch(digits) is not None
-    if len(digits) == 64 and by_digits and await _is_there(visit, "certificates:read", f"/v1/certificates/{digits}"):
+    if len(digits) == 64 and by_digits and await _has(visit, "certificates:read", f"/v1/certificates/{digits}", "sha256"):
         return Go(f"/console/certificates/{digits}")
-    if await _is_there(visit, "inventory:read", f"/v1/identities/{text}"):
+    if await _has(visit, "inventory:read", f"/v1/identities/{text}", "line"):
         return Go(identity_link(text))
     found = []
     for title, path, page, scope in _LISTS:
@@ -63,9 +63,10 @@ async def _look(visit: Visit, scope: str, path: str, query: dict[str, str]) -> l
     return list(listed.items) if listed is not None else []
 
 
-async def _is_there(visit: Visit, scope: str, path: str) -> bool:
+async def _has(visit: Visit, scope: str, path: str, field: str) -> bool:
+    """Tell whether something with such a field is at an address; what somebody typed may end like one of the routes below it."""
     try:
-        return await visit.find(scope, path) is not None
+        return hasattr(await visit.find(scope, path), field)
     except HandclaspError as error:
         if error.kind is not Kind.BAD_REQUEST:
             raise
