@@ -246,10 +246,13 @@ def test_groups_hold_their_names_without_importing() -> None:
     assert "tokens" not in result.stdout
 
 
-def test_init_says_what_it_made_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch, run) -> None:
+def test_init_says_what_it_made_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path) -> None:
     module = types.ModuleType("handclasp.server.run")
     module.init = lambda settings: {"made": True, "data": str(settings.data)}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "handclasp.server.run", module)
     result = run("init", "--data", "/srv/x")
     assert (result.stdout, result.stderr) == ("made\tyes\ndata\t/srv/x\n", "start it with: handclasp serve --data /srv/x\n")
+    (tmp_path / "s.toml").write_text("")
+    more = run("init", "--config", "s.toml", "--passphrase-file", "a b")
+    assert more.stderr == "start it with: handclasp serve --config s.toml --passphrase-file 'a b'\n"
     assert run("init", "--data", "/srv/x", "--json").stdout == '{"made": true, "data": "/srv/x"}\n'

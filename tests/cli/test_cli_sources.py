@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from handclasp import wire
 from handclasp.cli import source_view
-from handclasp.discovery.kinds import KINDS
+from handclasp.cli.source_add import EXAMPLES
+from handclasp.discovery.engine import read_settings
+from handclasp.discovery.kinds import KINDS, load_kind
 from handclasp.discovery.network.kind import NetworkSettings
 from handclasp.discovery.options import options_of
+from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
 from handclasp.wire.discovery import (
     RunRequest,
@@ -272,3 +278,24 @@ def test_watching_outlives_a_server_that_is_away_and_ctrl_c_ends_only_the_watchi
     result = run("source", "run", "office", "--watch")
     assert result.exit_code == 130
     assert "the scan goes on by itself: handclasp source scans --scan k3v6q2mzt4w7ay5d --watch" in result.stderr
+
+
+ADDS = sorted({
+    " ".join(line.replace("\\\n", " ").split())
+    for text in [*EXAMPLES.values(), *(page.read_text() for page in (Path(__file__).parents[2] / "docs").glob("*.md"))]
+    for line in re.findall(r"^handclasp source add (?:[^\\\n]|\\\n)+", text, re.MULTILINE)
+})  # fmt: skip
+
+
+def test_every_kind_has_an_example() -> None:
+    assert set(EXAMPLES) == set(KINDS)
+    assert len(ADDS) > len(KINDS)
+
+
+@pytest.mark.parametrize("line", ADDS)
+def test_every_example_in_help_and_guides_is_one_that_its_kind_takes(there: FakeApi, run: Any, line: str) -> None:
+    result = run(*shlex.split(line, comments=True)[1:])
+    assert result.exit_code == 0, result.output
+    sent = there.asked[-1].body
+    kind = load_kind(sent.kind)
+    kind.check(read_settings(kind, sent.settings), Scope(**msgspec.to_builtins(sent.scope)))

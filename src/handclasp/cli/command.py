@@ -70,7 +70,7 @@ def connection_options() -> list[click.Parameter]:
             metavar="FILE",
             expose_value=False,
             callback=_remember,
-            help="File that holds the access token; - reads it from stdin [env: HANDCLASP_TOKEN, the token itself].",
+            help="File that holds the access token; - reads it from stdin [env: HANDCLASP_TOKEN_FILE; HANDCLASP_TOKEN: the token itself].",
         ),
         click.Option(
             ["--ca"],

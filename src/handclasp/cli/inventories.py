@@ -137,6 +137,10 @@ def sighting_table(items: Sequence[Sighting]) -> None:
 @pass_state
 def export(state: State, format_: str, out: str | None, **options: Any) -> None:
     """Write every certificate that the filters leave, however many: CSV, JSON, or a CycloneDX bill of materials."""
+    if state.json and out is None and format_ == "csv":
+        raise click.UsageError("--json and a table do not both fit on stdout: give --out FILE, or --format json")
+    if out is not None:
+        _check_place(Path(out))
     parts = state.api().stream("/v1/certificates:export", format=format_, **filters_of(options))
     if out is None:
         for part in parts:
@@ -148,11 +152,14 @@ def export(state: State, format_: str, out: str | None, **options: Any) -> None:
     terminal.say(f"{out}: {size} bytes")
 
 
-def _write_whole(path: Path, parts: Iterator[bytes]) -> int:
-    """Write the parts beside ``path``, and give it its name when all are there."""
+def _check_place(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         why = "is a directory" if path.is_dir() else f"cannot be made: there is no directory {path.parent}"
         raise HandclaspError(Kind.BAD_REQUEST, f"{path} {why}", hint="give --out the name of a file")
+
+
+def _write_whole(path: Path, parts: Iterator[bytes]) -> int:
+    """Write the parts beside ``path``, and give it its name when all are there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     size = 0
     try:

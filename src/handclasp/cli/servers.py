@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -43,6 +44,7 @@ def serve(**flags: Any) -> int:
 @pass_state
 def init(state: State, new_admin_token: bool, **flags: Any) -> None:
     """Make a data directory: database, root and issuing authority, admin token."""
+    given = {"--config": flags.get("config"), "--passphrase-file": flags.get("passphrase_file")}
     if new_admin_token:
         settings = load_settings(flags)
         file = finish(server_part("server.local", "create_admin_token")(settings))
@@ -54,7 +56,10 @@ def init(state: State, new_admin_token: bool, **flags: Any) -> None:
     else:
         terminal.write_fields([(name.replace("_", " "), value) for name, value in made.items()])
     if not new_admin_token:
-        terminal.say(f"start it with: handclasp serve --data {made['data']}")
+        if not given["--config"]:
+            given = {"--data": made["data"], **given}
+        words = (shlex.quote(str(word)) for flag, value in given.items() if value for word in (flag, value))
+        terminal.say(f"start it with: handclasp serve {' '.join(words)}")
 
 
 def _exit_code(result: Any) -> int:

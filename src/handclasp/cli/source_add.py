@@ -27,8 +27,14 @@ EXAMPLES = {
     "istio": "handclasp source add istio mesh-a --cluster prod-a --source-url node-1=http://10.0.0.7:15000/config_dump --every 15m",
     "linkerd": "handclasp source add linkerd mesh-b --cluster prod-b --every 30m --watch 25m",
     "files": "handclasp source add files hosts --path /etc/ssl --path /etc/nginx --every 1d",
+    "consul": "handclasp source add consul mesh-c --source-url https://consul.example.org:8501 --ca-file consul-ca.pem --every 15m",
+    "spire": "handclasp source add spire spire-a --socket /run/spire/server/private/api.sock --every 15m",
+    "vault": "handclasp source add vault main --source-url https://vault.example.org:8200 --mount pki --source-token-file vault.token",
+    "ct": "handclasp source add ct transparency --domain example.org --static-log https://mon.example-log.org/2026h2 --every 1h",
+    "step": "handclasp source add step edge-ca --source-url https://ca.example.org:9000 --ca-file step-root.pem --every 6h",
+    "aws": "handclasp source add aws cloud --region eu-central-1 --region us-east-1 --every 6h",
 }
-"""What is typed for a kind; others have the general form."""
+"""What is typed for a kind; one from elsewhere has the general form."""
 _TAKEN = frozenset(
     {"--url", "--token-file", "--ca", "--json", "--set", "--allow", "--deny", "--loopback", "--every", "--runs", "--fact", "--paused"}
 )

@@ -56,7 +56,7 @@ def _table(traffic: Traffic, seen: Mapping[str, Seen], left: float, kind: str) -
         title=f"{kind} and its client, {left:.0f} s left", caption=_caption(traffic), title_justify="left", caption_justify="left"
     )
     for column, justify in (("identity", "left"), ("certificate", "left"), ("age", "right"), ("rotations", "right"), ("requests", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.add_column("failed", justify="right")
     for identity, one in seen.items():
         newest = one.certificates[-1][:16] if one.certificates else "-"

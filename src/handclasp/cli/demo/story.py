@@ -296,7 +296,8 @@ def _sum_up(summary: dict[str, Any], as_json: bool) -> None:
         (
             summary["discovered"]["network"] > 0,
             "discovery",
-            f"{summary['discovered']['network']} ports and {summary['discovered']['files']} files with certificates",
+            " and ".join(terminal.counted(summary["discovered"][what], one) for what, one in (("network", "port"), ("files", "file")))
+            + " with certificates",
         ),
         (summary["log"]["verified"], "log", f"{summary['log']['entries']} entries, verified offline"),
     )
