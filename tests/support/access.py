@@ -10,12 +10,48 @@ from typing import Any
 from handclasp.access.authorize import Circumstances
 from handclasp.access.grants import Grant
 from handclasp.access.patterns import DnsPatterns, EmailPatterns, IdentityPatterns, Networks
+from handclasp.access.policy import parse_policy
 from handclasp.access.principals import CertificatePrincipal, OidcPrincipal, TokenPrincipal
 from handclasp.errors import HandclaspError, Kind
 from handclasp.pki.names import Names
 
 NOW = 1_800_000_000_000
 WEB = "spiffe://td/prod/web"
+POLICY = parse_policy(
+    """
+version: 1
+oidc:
+  - {name: ci, issuer: https://oidc.example.org, audience: handclasp}
+  - {name: once, issuer: https://once.example.org, audience: handclasp, single_use: true}
+grants:
+  - name: deploy
+    principals: [{certificate: spiffe://td/deployer}, {agent: {role: web, zone: a}}]
+    identities: [spiffe://td/prod/*]
+    profiles: [workload]
+    max_ttl: 2h
+    actions: [issue, revoke]
+  - name: ci
+    principals:
+      - {oidc: ci, claims: {repo: acme/web, ref: refs/heads/*}}
+      - {oidc: once, claims: {repo: acme/web}}
+    identities: ["spiffe://td/ci/{job}"]
+    dns: ["{job}.ci.example.org"]
+    profiles: [workload]
+  - name: by-token
+    principals: [{token: bare}]
+    identities: [spiffe://td/prod/*]
+    profiles: [workload]
+  - name: renewers
+    principals: [{certificate: spiffe://td/own/*}]
+    identities: [spiffe://td/own/*]
+    profiles: [workload]
+    actions: [renew]
+deny:
+  - {name: frozen, identities: [spiffe://td/prod/ledger], dns: [admin.example.org], reason: change freeze}
+"""
+)
+BARE = Grant("token:a")
+"""The grant of a token that carries none."""
 
 
 @dataclass(frozen=True)

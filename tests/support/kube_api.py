@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from support.fake_server import FakeAuthority, pem
+from support.kube_rbac import Rule
 
 TOKEN = "token-1"
 METADATA_LIST = "as=PartialObjectMetadataList"
@@ -81,39 +82,6 @@ class Fault:
     count: int = 1
     after: int = 0
     """Requests that it lets pass first."""
-
-
-@dataclass
-class Rule:
-    """One rule of a role, as bound: ``namespace`` is where, None for the whole cluster."""
-
-    namespace: str | None
-    groups: list[str]
-    resources: list[str]
-    verbs: list[str]
-    names: list[str] = field(default_factory=list)
-
-    def allows(self, verb: str, group: str, resource: str, namespace: str, name: str) -> bool:
-        return (
-            self.namespace in (None, namespace)
-            and group in self.groups
-            and resource in self.resources
-            and verb in self.verbs
-            and (not self.names or name in self.names)
-        )
-
-
-def rules_of(documents: Iterable[Mapping[str, Any]]) -> list[Rule]:
-    """The rules that the manifests bind to anybody."""
-    found = list(documents)
-    roles = {(one["kind"], one["metadata"]["name"]): one for one in found if one["kind"] in ("Role", "ClusterRole")}
-    rules = []
-    for one in found:
-        if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
-            role = roles[one["roleRef"]["kind"], one["roleRef"]["name"]]
-            where = one["metadata"]["namespace"] if one["kind"] == "RoleBinding" else None
-            rules += [Rule(where, r["apiGroups"], r["resources"], r["verbs"], r.get("resourceNames", [])) for r in role["rules"]]
-    return rules
 
 
 class KubeApi:

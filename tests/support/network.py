@@ -122,9 +122,9 @@ def answers(port: int, address: str = "127.0.0.1") -> bool:
 
 
 @contextmanager
-def listening(handle: Callable[[socket.socket], object], address: str = "127.0.0.1") -> Iterator[int]:
+def listening(handle: Callable[[socket.socket], object], address: str = "127.0.0.1", *, at_once: int = 8) -> Iterator[int]:
     """A server that does with each connection what it is told, in threads."""
-    with socket.create_server((address, 0)) as server, ThreadPoolExecutor(8) as pool:
+    with socket.create_server((address, 0)) as server, ThreadPoolExecutor(at_once) as pool:
         ended = threading.Event()
 
         def one(connection: socket.socket) -> None:

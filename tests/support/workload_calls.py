@@ -16,26 +16,12 @@ from handclasp.proto import sds_pb2, workload_pb2
 from support.workload import World
 
 UID = f"unix:uid:{os.getuid()}"
-
-
 HEADER = {"workload.spiffe.io": "true"}
-
-
 API = "/SpiffeWorkloadAPI/"
-
-
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService/"
-
-
 X509 = (workload_pb2.X509SVIDRequest, workload_pb2.X509SVIDResponse)
-
-
 BUNDLES = (workload_pb2.X509BundlesRequest, workload_pb2.X509BundlesResponse)
-
-
 JWT = (workload_pb2.JWTSVIDRequest, workload_pb2.JWTSVIDResponse)
-
-
 SECRETS = (sds_pb2.DiscoveryRequest, sds_pb2.DiscoveryResponse)
 
 

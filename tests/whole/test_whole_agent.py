@@ -77,17 +77,17 @@ class Host:
         return sum(1 for one in items if one["generation"] == 0)
 
 
-def enrol(host: Host, server: Server) -> None:
+def enrol(host: Host, server: Server, ttl: str = TTL) -> None:
     """Enrol the agent with a one-time token by first contact over the root's fingerprint, and write its configuration."""
     here, shell = host.directory, host.shell
-    names = ("--allow", WEB, "--allow-dns", "localhost", "--profile", "workload", "--max-ttl", TTL)
+    names = ("--allow", WEB, "--allow-dns", "localhost", "--profile", "workload", "--max-ttl", ttl)
     shell("token", "create", "web1", "--agent", *names, "--owner", "team-web", "--out", here / "enrol.token")
     root = next(one for one in shell.json("ca", "list")["items"] if one["kind"] == "root")
     contact = {"HANDCLASP_CA": f"sha256:{root['sha256']}", "HANDCLASP_TOKEN_FILE": str(here / "enrol.token")}
     shell("agent", "enroll", "--name", "web1", "--state-dir", here / "state", **contact)
     refused = shell.refused("agent", "enroll", "--name", "web2", "--state-dir", here / "elsewhere", **contact)
     assert refused["kind"] == "token_spent"
-    identity = {"identity": WEB, "dns": ["localhost"], "ttl": TTL, "targets": [host.nginx.target()]}
+    identity = {"identity": WEB, "dns": ["localhost"], "ttl": ttl, "targets": [host.nginx.target()]}
     config = {"server": {"url": server.url}, "state_dir": "state", "poll": "1s", "identities": [identity]}
     host.config.write_text(json.dumps(config))
     assert shell.json("agent", "check", "-c", host.config) == {"ok": True, "identities": [WEB]}
@@ -108,7 +108,7 @@ def test_a_second_root_is_delivered_beside_the_first(host: Host) -> None:
     """The server comes back with another root: nginx trusts both from then on, and clients of the old one notice nothing."""
     bundle = host.nginx.home / "clients.pem"
     with host.serving() as server:
-        enrol(host, server)
+        enrol(host, server, "1m")  # nothing waits for its end
         live = Live(host.directory, server)
         caller = live.holder(CALLER)
         context = live.context(caller.cert_file, caller.key_file)
