@@ -22,7 +22,7 @@ from handclasp.discovery.source import Covered, Failed, Part, Place, Reading, Sc
 from handclasp.discovery.tools import Tools
 from handclasp.wire.observations import Seen
 from support.needs import needs
-from support.network import answers, counted, der, here, listening, make, nginx, observed, only, read
+from support.network import answers, counted, covered, der, here, listening, make, nginx, observed, only, read
 from support.programs import free_port, program
 from support.waiting import eventually
 
@@ -61,7 +61,7 @@ def test_both_leaves_of_an_nginx_its_chains_and_its_wish_for_a_client_certificat
     }  # fmt: skip
     assert len(single.certificates) == 1
     assert counted(items) == (1, 1, 0)
-    assert next(item for item in items if isinstance(item, Covered)).unit == "127.0.0.1/32"
+    assert covered(items) == ["127.0.0.1/32"]
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
@@ -107,7 +107,7 @@ def test_a_host_by_its_name_is_asked_for_its_name_at_its_address(tmp_path: Path)
     with nginx(tmp_path, f"server {{ {server} }} server {{ listen 127.0.0.1:{port} ssl default_server; ssl_reject_handshake on; }}"):
         one = only(read(Scope(allow=["localhost"]), ports=[str(port)]))
     assert one.key == f"tls:localhost:{port}/localhost"
-    assert one.unit == "host localhost"
+    assert one.unit.startswith("host localhost~")
     assert [bytes(each.der or b"") for each in one.certificates] == [der(leaf)]
 
 
@@ -140,12 +140,12 @@ def test_a_haproxy_on_ipv6_alone_with_two_kinds_of_certificates_for_each_name(tm
     )
     with program([binary, "-db", "-f", tmp_path / "haproxy.cfg"], tmp_path / "out"):
         eventually(lambda: answers(port, "::1"))
-        items = read(Scope(allow=["::1", "127.0.0.1"]), set(), ports=[str(port)], sni=["a.example", "b.example", "c.example"])
+        items = read(Scope(allow=["::1", "127.0.0.1"]), ports=[str(port)], sni=["a.example", "b.example", "c.example"])
     assert {one.key: {bytes(each.der or b"") for each in one.certificates} for one in observed(items)} == {
         f"tls:[::1]:{port}/{name}": {der(leaves[name, kind]) for kind in ("rsa", "ecdsa")} for name in ("a.example", "b.example")
     }
     assert counted(items)[2] == 0
-    assert sorted(item.unit for item in items if isinstance(item, Covered)) == ["127.0.0.1/32", "::1/128"]
+    assert covered(items) == ["127.0.0.1/32", "::1/128"]
 
 
 # --- absence, silence, and what is never read --------------------------------------------------------------------------------------------
@@ -154,10 +154,10 @@ def test_a_haproxy_on_ipv6_alone_with_two_kinds_of_certificates_for_each_name(tm
 def test_a_closed_port_is_nothing_and_makes_no_location_unless_one_was_there() -> None:
     port = free_port()
     scope, settings = Scope(allow=["127.0.0.0/30"]), {"ports": [str(port)]}
-    items = read(scope, set(), **settings)
+    items = read(scope, **settings)
     assert observed(items) == []
     assert counted(items) == (4, 4, 0)
-    assert [item.unit for item in items if isinstance(item, Covered)] == ["127.0.0.0/30"]
+    assert covered(items) == ["127.0.0.0/30"]
     before = read(scope, {f"tls:127.0.0.2:{port}/"}, **settings)
     assert (only(before).host, only(before).certificates, only(before).problem) == ("127.0.0.2", [], None)
     assert counted(before) == (4, 4, 0)
@@ -176,16 +176,32 @@ def silent() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+def test_what_is_no_longer_looked_at_is_not_said_to_be_gone() -> None:
+    """Who knows what there was says nothing of the rest; who does not calls another port, name or scope another unit."""
+    port, other = free_port(), free_port()
+    scope = Scope(allow=["127.0.0.0/30"])
+    told = read(scope, {f"tls:127.0.0.2:{port}/"}, ports=[str(other)])
+    assert (observed(told), covered(told)) == ([], [])
+    ways = [
+        read(scope, ports=[str(port)]),
+        read(scope, ports=[str(other)]),
+        read(scope, ports=[str(port)], sni=["a.example"]),
+        read(Scope(allow=["127.0.0.0/30"], deny=["127.0.0.2"]), ports=[str(port)]),
+    ]
+    assert all(covered(each) == ["127.0.0.0/30"] for each in ways)
+    assert len({item.unit for each in ways for item in each if isinstance(item, Covered)}) == len(ways)
+
+
 def test_silence_is_no_absence() -> None:
     with silent() as port:
-        named = read(Scope(allow=["127.0.0.1"]), set(), ports=[str(port)], timeout="100ms")
+        named = read(Scope(allow=["127.0.0.1"]), ports=[str(port)], timeout="100ms")
         assert only(named).problem == "no answer within 0.1 s"
-        assert not [item for item in named if isinstance(item, Covered)]
+        assert covered(named) == []
         scope = Scope(allow=["127.0.0.0/31"])
-        in_range = read(scope, set(), ports=[str(port)], timeout="100ms")
+        in_range = read(scope, ports=[str(port)], timeout="100ms")
         assert observed(in_range) == []
         assert counted(in_range) == (2, 2, 0)
-        assert not [item for item in in_range if isinstance(item, Covered)]
+        assert covered(in_range) == []
         known = read(scope, {f"tls:127.0.0.1:{port}/"}, ports=[str(port)], timeout="100ms")
         assert (only(known).host, only(known).problem) == ("127.0.0.1", "no answer within 0.1 s")
 
@@ -229,7 +245,7 @@ def test_a_part_goes_on_where_it_was() -> None:
     rest = asyncio.run(run("12"))
     assert [item.text for item in rest if isinstance(item, Place)] == ["13", "14", "15", "16"]
     assert counted(rest)[:2] == (0, 4)
-    assert not [item for item in rest if isinstance(item, Covered)]  # what came before the place may not have answered
+    assert covered(rest) == []  # what came before the place may not have answered
 
 
 # --- hostile servers ---------------------------------------------------------------------------------------------------------------------
@@ -288,7 +304,7 @@ def test_a_hostile_server_is_one_location_with_a_problem(
     assert any(word in one.problem for word in words.split("|")), one.problem
     assert one.certificates == []
     assert counted(items) == (1, 0, 1)
-    assert not [item for item in items if isinstance(item, Covered)]
+    assert covered(items) == []
 
 
 def tls12_server(chain: list[bytes]) -> bytes:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from handclasp.discovery.source import Covered, Scope
-from support.network import counted, der, listening, make, only, read
+from handclasp.discovery.source import Scope
+from support.network import counted, covered, der, listening, make, only, read
 from support.starttls import PROGRAMS, Given, running
 
 HERE = Scope(allow=["127.0.0.1"])
@@ -40,7 +40,7 @@ def test_a_real_server_its_chain_and_its_wish_for_a_client_certificate(tmp_path:
     assert (one.details["protocol"], one.details["client_certificate"]) == (protocol, "requested")
     assert one.details.get("acceptable_authorities") == (["CN=Clients"] if protocol in NAMES_AUTHORITIES else None)
     assert counted(items) == (1, 1, 0)
-    assert [item.unit for item in items if isinstance(item, Covered)] == ["127.0.0.1/32"]
+    assert covered(items) == ["127.0.0.1/32"]
 
 
 @pytest.mark.parametrize("protocol", sorted(PROGRAMS))

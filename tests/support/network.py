@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from handclasp.clock import system_clock
 from handclasp.discovery.network.kind import NETWORK, NetworkSettings
-from handclasp.discovery.source import Count, Failed, Observed, Reading, Scope
+from handclasp.discovery.source import Count, Covered, Failed, Observed, Reading, Scope
 from handclasp.discovery.tools import Tools
 from support.needs import needs
 from support.programs import program
@@ -96,6 +96,11 @@ def read(scope: Scope, known: set[str] | None = None, place: str = "", **setting
 
 def observed(items: list[Reading]) -> list[Observed]:
     return [item for item in items if isinstance(item, Observed)]
+
+
+def covered(items: list[Reading]) -> list[str]:
+    """Return the units that are said to be listed whole, without the mark of the way in which they were looked at."""
+    return sorted(item.unit.partition("~")[0] for item in items if isinstance(item, Covered))
 
 
 def only(items: list[Reading]) -> Observed:

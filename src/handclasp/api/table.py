@@ -175,7 +175,7 @@ API: tuple[Route, ...] = (
     Route("POST", "/v1/scans/{id}:stop", sources.stop_scan, "sources:write", "Stop a scan", response=discovery.Scan,
           kinds=(Kind.NOT_FOUND, Kind.CONFLICT)),
     Route("POST", "/v1/scans:lease", sources.lease_part, "sources:collect", "Lease a part of a scan, as a collector",
-          discovery.LeaseRequest, discovery.PartLease, max_body=SINGLE),
+          discovery.LeaseRequest, discovery.PartLease, max_body=SINGLE, kinds=(Kind.NOT_FOUND, Kind.CONFLICT)),
     Route("POST", "/v1/scans/{id}/parts/{number}:record", sources.record_part, "sources:collect",
           "Record what a collector read of a part, and how far it is", discovery.PartRecord, discovery.PartRecorded,
           max_body=16 * 1_048_576),

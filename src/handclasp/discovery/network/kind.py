@@ -7,12 +7,16 @@ What an endpoint's silence means (also in ``docs/discovery.md``):
 * No answer is not an absence. A location that was seen there before, and everything that was named by itself and not as part of a range,
   has a problem; what was seen there stays open.
 * A port that answers and shows no certificate is a location with a problem.
+* What is no longer looked at (another port, another name, an address that the scope denies now) is not gone: where the reader is told what
+  is known, each known place is read by itself and nothing is said of the rest; where it is not (a collector), an address range that is
+  looked at in another way is another unit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import socket
 from collections import deque
@@ -133,7 +137,7 @@ class _PartReading:
 
     def __init__(self, plan: _Plan, part: Part, looker: Looker, tools: Tools) -> None:
         self._plan, self._looker, self._tools = plan, looker, tools
-        self._targets = list(_targets_of(part.spec, plan.targets))
+        self._targets = list(_targets_of(part.spec, plan.targets, _mark(plan, tools.scope) if tools.known is None else ""))
         self._planned = int(part.spec.get("places", 0))
         """What the plan took it for; those of its addresses that are never read were not looked for then."""
         self._denied: frozenset[str] = frozenset()
@@ -167,7 +171,7 @@ class _PartReading:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        if whole and first == len(self._targets):
+        if whole and first == len(self._targets) and self._tools.known is None:
             for unit in sorted({target.unit for target in self._targets} - self._unsure):
                 yield Covered(unit=unit, began_at=self._tools.began_at)
 
@@ -259,16 +263,22 @@ def _understood(settings: NetworkSettings, scope: Scope) -> _Plan:
     return _Plan(settings, targets, parse_ports(settings.ports), names, timeout)
 
 
-def _targets_of(spec: dict[str, Any], targets: Targets) -> Iterator[_Target]:
+def _mark(plan: _Plan, scope: Scope) -> str:
+    """Return what names the way in which a range is looked at."""
+    way = (plan.settings.ports, plan.names, scope.deny, scope.loopback)
+    return "~" + hashlib.sha256(repr(way).encode()).hexdigest()[:8]
+
+
+def _targets_of(spec: dict[str, Any], targets: Targets, mark: str) -> Iterator[_Target]:
     if "hosts" in spec:
         for host in spec["hosts"]:
-            yield _Target(host, f"host {host}", named=True)
+            yield _Target(host, f"host {host}{mark}", named=True)
         return
     network: Network = ipaddress.ip_network(spec["network"])
     single = network.num_addresses == 1
     for address in network:
         if targets.admits(address):
-            yield _Target(str(address), str(network), named=single)
+            yield _Target(str(address), f"{network}{mark}", named=single)
 
 
 async def _addresses_of(names: Collection[str], timeout: float) -> frozenset[str]:
