@@ -130,6 +130,7 @@ async def every(inventory: Inventory, query: dict[str, str], limit: int) -> list
 def test_searches_find_what_fits_and_nothing_else(migrated_url: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # With few worth listing, and short walks, every way of searching is gone; small numbers stand for millions.
     monkeypatch.setattr(resolve, "FEW", (3, 12, 4000)[seed])
+    monkeypatch.setattr(resolve, "MANY", (1, 3, 300)[seed])
     monkeypatch.setattr("handclasp.inventory.walk.FIRST_STRETCH", (7, 40, 1000)[seed])
     monkeypatch.setattr("handclasp.inventory.plans.FEW_CERTIFICATES", (4, 20, 50_000)[seed])
     monkeypatch.setattr(resolve, "PATIENCE", 10.0)

@@ -18,7 +18,7 @@ from sqlalchemy import Integer, Text, func, literal, or_, select, union_all
 from sqlalchemy.sql import ColumnElement, FromClause, Select
 
 from handclasp.errors import HandclaspError, Kind
-from handclasp.inventory.conditions import Condition, begins, holds, identity_exists, name_exists, name_trigram, of_identity, value
+from handclasp.inventory.conditions import Condition, among, begins, holds, identity_exists, name_exists, name_trigram, of_identity, value
 from handclasp.inventory.digits import with_digits
 from handclasp.inventory.filters import ANY, NOBODY, Filters, NamePattern
 from handclasp.inventory.names import own_name
@@ -29,11 +29,14 @@ from handclasp.store.database import Store
 FEW = 8000
 """Identities that are listed at most."""
 
+MANY = 300
+"""Listed identities of which it pays to leave out those that meet no other filter."""
+
 PATIENCE = 0.04
 """Seconds that an index of names may take: trigrams that all names have in common can take long to tell a rare name from the others."""
 
 DRIVEN = 2.5
-"""Times as long an index of owners or of names' beginnings may take: what it leads to is read to the end."""
+"""Times as long an index of owners or of names' beginnings, or leaving some out, may take: what it leads to is read to the end."""
 
 DOUBT = 1.2
 """Times as many as are listed may be guessed, and it is tried all the same."""
@@ -188,14 +191,35 @@ class Resolver:
             await self._list(filters, meaning, "identity", select(identity.id).where(identity.name == filters.identity))
             return
         if filters.name is not None and await self._named(meaning, "name", filters.name):
+            await self._narrow(filters, meaning)
             return
         if filters.spiffe is not None and await self._list(filters, meaning, "spiffe", self._below(filters.spiffe)):
+            await self._narrow(filters, meaning)
             return
         if filters.q is not None and not meaning.direct and await self._by_text(filters, meaning):
             return
         if filters.owner is not None:
             owner = identity.owner.is_(None) if filters.owner == NOBODY else identity.owner == filters.owner
             await self._list(filters, meaning, "owner", select(identity.id).where(owner))
+
+    async def _narrow(self, filters: Filters, meaning: Meaning) -> None:
+        """Leave out of many listed identities those that do not meet the other filters either, before certificates are sorted for them.
+
+        The filters are asked of each certificate all the same; this is only to have fewer of them. Not for a text that a certificate can
+        have by its issuer.
+        """
+        ids, identity, name = meaning.ids or [], tables.identity.c, tables.name.c
+        conditions = of_identity(filters, meaning.met)
+        by_issuer = meaning.q_authorities or meaning.q_issuers or meaning.direct
+        if filters.q is not None and not by_issuer:
+            has = name_exists(identity.id, holds(name.text, filters.q, self._sqlite), by_row=not self._sqlite)
+            conditions.append(or_(has, identity.owner.in_(meaning.q_owners)) if meaning.q_owners else has)
+        if len(ids) < MANY or not conditions:
+            return
+        query = select(identity.id).where(among(identity.id, ids, self._sqlite), *conditions)
+        left = await self._try(("narrow", filters), query, DRIVEN * PATIENCE)
+        if left is not None:
+            meaning.ids = left
 
     def _below(self, spiffe: str) -> Select[Any]:
         name = tables.identity.c.name
