@@ -13,7 +13,10 @@ from handclasp.access.principals import ServerPrincipal
 from handclasp.clock import rfc3339
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory import follow, tallies
+from handclasp.inventory.filters import parse
+from handclasp.inventory.identities import Identities
 from handclasp.inventory.overview import Overviews
+from handclasp.inventory.resolve import Resolver
 from handclasp.inventory.states import Graces
 from handclasp.inventory.triage import Triage
 from handclasp.store import tables
@@ -183,6 +186,38 @@ def test_the_overview_says_what_the_rows_say(migrated_url: str, tmp_path: Path) 
             assert (later.overdue.number, later.expired.number) == (0, 4)
             assert numbers(later.expiring) == {"24h": 0, "7d": 0, "30d": 1}
             await overviews.gauges()
+
+    asyncio.run(run())
+
+
+def test_an_identity_whose_newest_certificate_is_revoked_is_overdue_until_it_has_another(migrated_url: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            identities = Identities(here.store, here.house.here.clock, Resolver(here.store))
+            overviews = Overviews(here.store, here.house.here.clock)
+
+            async def state() -> tuple[str, int]:
+                (one,) = (await identities.page(parse("identities", {}, here.now), 10)).items
+                listed = (await identities.page(parse("identities", {"state": one.state}, here.now), 10)).items
+                assert [each.identity for each in listed] == [one.identity]
+                return one.state, (await overviews.overview()).overdue.number
+
+            async def revoke(sha256: bytes) -> None:
+                await here.house.revoker.revoke(sha256, "key_compromise", "", ServerPrincipal("example.org"), HERE, any_certificate=True)
+                await here.settle()
+
+            token = await here.house.token(allow=[SPIFFE + "*"])
+            first = await here.house.issue(token, identity=SPIFFE + "web")
+            second = await here.house.renew(first)
+            await here.settle()
+            await revoke(first.sha256)  # an older one
+            assert await state() == ("ok", 0)
+            await revoke(second.sha256)
+            here.pass_(1)
+            assert await state() == ("overdue", 1)
+            await here.house.issue(token, identity=SPIFFE + "web")
+            await here.settle()
+            assert await state() == ("ok", 0)
 
     asyncio.run(run())
 

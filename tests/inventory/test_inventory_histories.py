@@ -88,7 +88,8 @@ async def summaries(here: Watch, certificates: dict[bytes, Any], found: dict[byt
     kept = {row.identity_id: row for row in await here.rows(tables.summary)}
     for identity_id, row in last.items():
         assert (bytes(kept[identity_id].newest), kept[identity_id].newest_not_after) == (bytes(row.sha256), row.not_after)
-        assert (kept[identity_id].newest_renew_before, kept[identity_id].newest_origin) == (row.renew_before, "issued")
+        due = row.renew_before if row.revoked_at is None else min(row.renew_before, row.revoked_at)
+        assert (kept[identity_id].newest_renew_before, kept[identity_id].newest_origin) == (due, "issued")
     issued = Counter(
         entry["what"]["identity"] for entry in await here.house.entries() if entry["type"] in ("certificate.issued", "certificate.renewed")
     )

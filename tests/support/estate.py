@@ -192,9 +192,10 @@ class Estate:
         for number in {row["identity_id"] for row in self.rows[tables.certificate]}:
             mine = [row for row in self.rows[tables.certificate] if row["identity_id"] == number]
             newest = max(mine, key=lambda row: row["not_after"])
+            due = min(newest["renew_before"], newest["revoked_at"] or newest["renew_before"])
             self._add(
                 tables.summary, identity_id=number, issued=len(mine), newest=newest["sha256"], newest_not_before=newest["not_before"],
-                newest_not_after=newest["not_after"], newest_renew_before=newest["renew_before"], newest_origin="issued",
+                newest_not_after=newest["not_after"], newest_renew_before=due, newest_origin="issued",
             )  # fmt: skip
         order = [table for table in tables.metadata.sorted_tables if table in self.rows]
         changes = [_insert(table, self.rows[table]) for table in order]

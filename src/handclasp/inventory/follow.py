@@ -65,6 +65,8 @@ class _Batch:
     issued: list[bytes] = field(default_factory=list)
     changed: set[bytes] = field(default_factory=set)
     """Certificates of which a fact changed: superseded or revoked."""
+    revoked: dict[bytes, int] = field(default_factory=dict)
+    """When each was."""
     counters: Counter[tuple[str, str]] = field(default_factory=Counter)
     authorities: bool = False
     """Whether there is an authority that was not there before."""
@@ -109,6 +111,8 @@ class Follower:
         rows = await self._certificates(batch.issued)
         fault("follow.read")
         changes = self._summaries(batch.issued, rows)
+        if batch.revoked:
+            changes.append(Change(statements.sum_revoked, rows=[{"sha256": one, "at": at} for one, at in sorted(batch.revoked.items())]))
         if batch.counters:
             changes.append(Change(statements.count, rows=tallies.rows_of(batch.counters)))
         if batch.changed:
@@ -228,7 +232,9 @@ def read_entries(entries: Sequence[bytes]) -> _Batch:
         elif entry.type in _REFUSED:
             batch.counters["refused", _hour(entry.at)] += 1
         elif entry.type == "certificate.revoked":
-            batch.changed.add(bytes.fromhex(_WHAT.decode(entry.what).sha256))
+            sha256 = bytes.fromhex(_WHAT.decode(entry.what).sha256)
+            batch.changed.add(sha256)
+            batch.revoked[sha256] = parse_rfc3339(entry.at)
         elif entry.type == "authority.created":
             batch.authorities = True
     return batch

@@ -148,8 +148,9 @@ class Identities:
         )
         rows = await self._store.rows(query)
         keys = [bytes(row.sha256) for row in rows if row.sha256 is not None]
-        columns = (certificate.c.identity_id, certificate.c.sha256, certificate.c.not_after, certificate.c.renew_before)
-        found = await self._store.rows(select(*columns).where(certificate.c.sha256.in_(keys))) if keys else []
+        c = certificate.c
+        columns = (c.identity_id, c.sha256, c.not_after, c.renew_before, c.revoked_at)
+        found = await self._store.rows(select(*columns).where(c.sha256.in_(keys))) if keys else []
         ends = {row.identity_id: row for row in found}
         return {row.id: _Newest(row.number, ends.get(row.id)) for row in rows}
 
@@ -169,7 +170,7 @@ class Identities:
             .render_derived()
         )
         same = (c.identity_id == wanted.c.whose) & (c.not_after == wanted.c.until)
-        columns = (c.identity_id, c.sha256, c.not_after, c.renew_before, c.generation)
+        columns = (c.identity_id, c.sha256, c.not_after, c.renew_before, c.revoked_at, c.generation)
         found = await self._store.rows(
             select(*columns).select_from(wanted.join(tables.certificate, same)).where(c.not_after.between(min(ends), max(ends)))
         )
@@ -263,6 +264,8 @@ def _identity(row: Row[Any], newest: _Newest | None, now: int) -> Identity:
     sha256, end, renew_before, origin = row.newest, row.newest_not_after, row.newest_renew_before, row.newest_origin
     if held is not None and (origin != "issued" or end is None or held.not_after >= end):
         sha256, end, renew_before, origin = held.sha256, held.not_after, held.renew_before, "issued"
+        if held.revoked_at is not None:  # it is to be replaced from then on; the summary says so a moment later
+            renew_before = min(renew_before, held.revoked_at)
     return Identity(
         identity=row.name,
         owner=row.owner,

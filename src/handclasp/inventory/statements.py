@@ -80,6 +80,12 @@ sum_issued = text(
     " newest_renew_before = excluded.newest_renew_before, newest_origin = excluded.newest_origin"
 )
 
+sum_revoked = text(
+    "UPDATE summary SET newest_renew_before = :at WHERE newest = :sha256 AND newest_renew_before > :at"
+    " AND identity_id = (SELECT identity_id FROM certificate WHERE sha256 = :sha256)"
+)
+"""An identity whose newest certificate is revoked needs another one from then on."""
+
 # --- locations ----------------------------------------------------------------------------------------------------------------------------
 
 add_location = text(
