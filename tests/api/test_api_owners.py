@@ -29,7 +29,7 @@ def rules(admin: Client) -> Iterator[None]:
 
 
 def settled(admin: Client, identity: str, owner: str | None) -> dict[str, Any]:
-    path = f"/v1/identities/{identity}/assignments"
+    path = f"/v1/identities/{identity}:assignments"
     eventually(lambda: admin.get(path)["owner"] == owner, 20, f"{owner} owns {identity}")
     found: dict[str, Any] = admin.get(path)
     return found

@@ -149,7 +149,7 @@ def test_rules_test(there: FakeApi, run: Any, tmp_path: Path) -> None:
 def test_assign_and_owners(there: FakeApi, run: Any) -> None:
     path = "/v1/identities/spiffe%3A%2F%2Fexample.org%2Fprod%2Fweb"
     there.on("POST", f"{path}:assign", wire.Done(log_entry=11))
-    there.on("GET", f"{path}/assignments", found(owner_left=True))
+    there.on("GET", f"{path}:assignments", found(owner_left=True))
     result = run("identity", "assign", WEB, "--owner", "shop", "--tier", "1", "--reason", "agreed")
     assert "log entry 11" in result.stderr
     assert there.asked[-1].body == o.AssignRequest(owner="shop", tier="1", reason="agreed")

@@ -227,7 +227,7 @@ class _Nobody:
         return None
 
 
-@pytest.mark.parametrize("more", ["/assignments", ":lineage", ":x", "/..", "?a=b", "#", "\0", "%00", "\r\nset-cookie: a=b"])
+@pytest.mark.parametrize("more", ["/assignments", ":assignments", ":lineage", ":x", "/..", "?a=b", "#", "\0", "%00", "\r\nset-cookie: a=b"])
 def test_a_name_that_leads_to_another_route_is_nobodys_page(people: dict[str, Session], more: str) -> None:
     status, _, headers = people["admin"].send("GET", f"identity?{urlencode({'name': SHOP + more})}")
     assert status == 404

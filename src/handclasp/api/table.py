@@ -57,7 +57,7 @@ API: tuple[Route, ...] = (
     Route("POST", "/v1/identities/{identity:path}:assign", owners.assign, "owners:write",
           "Say who owns an identity, its tier or its environment", ownership.AssignRequest, wire.Done, max_body=SINGLE,
           kinds=(Kind.NOT_FOUND, Kind.CONFLICT), own_scope="owners:write"),
-    Route("GET", "/v1/identities/{identity:path}/assignments", owners.list_assignments, "owners:read",
+    Route("GET", "/v1/identities/{identity:path}:assignments", owners.list_assignments, "owners:read",
           "Everything that says who owns an identity", response=ownership.Assignments, kinds=(Kind.NOT_FOUND,)),
     Route("GET", "/v1/owners", owners.list_owners, "owners:read", "List owners", response=ownership.OwnerList,
           parameters=(Parameter("kind", "What it is.", {"type": "string", "enum": ["team", "person", "service"]}),

@@ -49,7 +49,7 @@ def owners(state: State, name: str) -> None:
     """Show everything that says who owns an identity, or says otherwise, the strongest first."""
     from handclasp.wire.ownership import Assignments
 
-    write_assignments(state, state.api().get(f"/v1/identities/{quote(name, safe='')}/assignments", Assignments))
+    write_assignments(state, state.api().get(f"/v1/identities/{quote(name, safe='')}:assignments", Assignments))
 
 
 def write_assignments(state: State, found: Assignments) -> None:

@@ -306,7 +306,7 @@ class ApiClient:
         """Return who owns an identity, and everything that says so or says otherwise."""
         from handclasp.wire.ownership import Assignments
 
-        return self.call("GET", f"/v1/identities/{quote(identity, safe='')}/assignments", response=Assignments)
+        return self.call("GET", f"/v1/identities/{quote(identity, safe='')}:assignments", response=Assignments)
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
