@@ -44,8 +44,8 @@ def test_one_identity_tells_whose_it_is_who_may_have_it_and_what_to_do(live: Liv
 
 def test_the_servers_own_certificate_needs_no_grant(admin: Client) -> None:
     detail = admin.get(path_of("spiffe://example.org/handclasp/server"))
-    (grant,) = detail["grants"]
-    assert (grant["grant"], grant["renew"]) == ("server", True)
+    (grant,) = (one for one in detail["grants"] if one["grant"] == "server")  # beside tokens of other tests that allow any name
+    assert grant["renew"] is True
     assert "its own" in grant["who"]
     assert "no_grant" not in {step["kind"] for step in detail["next_steps"]}
 

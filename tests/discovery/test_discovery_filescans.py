@@ -20,7 +20,7 @@ from handclasp.discovery.scans import problems_of
 from handclasp.discovery.source import Scope
 from handclasp.errors import HandclaspError, Kind
 from handclasp.inventory.confirm import Confirmer
-from handclasp.inventory.quota import NO_QUOTA, Quota, Quotas
+from handclasp.inventory.quota import Quota, Quotas
 from handclasp.inventory.record import Recorder
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
@@ -96,9 +96,9 @@ class Room:
 
 
 @asynccontextmanager
-async def room(url: str, tmp_path: Any, *, quota: Quota = NO_QUOTA) -> AsyncIterator[Room]:
+async def room(url: str, tmp_path: Any, *, quota: Quota | None = None) -> AsyncIterator[Room]:
     async with installation(tmp_path, url) as house:
-        quotas = Quotas(house.store, house.clock, quota, NO_QUOTA)
+        quotas = Quotas(house.store, house.clock, quota or Quota(), Quota())
         recorder = Recorder(house.store, house.authorities, house.clock, quotas=quotas)
 
         async def record(source_id: int, sightings: Sightings, scan_id: str) -> Recorded:

@@ -136,6 +136,3 @@ class Quotas:
 
 def _limiter(quota: Quota, clock: Clock) -> Limiter | None:
     return Limiter(quota.certificates / DAY, quota.certificates, clock) if quota.certificates else None
-
-
-NO_QUOTA = Quota()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from handclasp import wire
 from handclasp.console.app import Page
 from handclasp.console.render import identity_link, link
 from handclasp.console.visit import Answer, Go, Shown, Visit
 from handclasp.errors import HandclaspError, Kind
+from handclasp.wire.inventory import IdentityDetail
 
 MOST = 6
 """Rows of each list."""
@@ -32,9 +34,9 @@ async def find(visit: Visit) -> Answer:
         return Shown("find.html", {"text": "", "found": []})
     digits = text.replace(":", "").lower()
     by_digits = _DIGITS.fullmatch(digits) is not None
-    if len(digits) == 64 and by_digits and await _has(visit, "certificates:read", f"/v1/certificates/{digits}", "sha256"):
+    if len(digits) == 64 and by_digits and await _has(visit, "certificates:read", f"/v1/certificates/{digits}", wire.Certificate):
         return Go(f"/console/certificates/{digits}")
-    if await _has(visit, "inventory:read", f"/v1/identities/{text}", "line"):
+    if await _has(visit, "inventory:read", f"/v1/identities/{text}", IdentityDetail):
         return Go(identity_link(text))
     found = []
     for title, path, page, scope in _LISTS:
@@ -63,10 +65,10 @@ async def _look(visit: Visit, scope: str, path: str, query: dict[str, str]) -> l
     return list(listed.items) if listed is not None else []
 
 
-async def _has(visit: Visit, scope: str, path: str, field: str) -> bool:
-    """Tell whether something with such a field is at an address; what somebody typed may end like one of the routes below it."""
+async def _has(visit: Visit, scope: str, path: str, kind: type[Any]) -> bool:
+    """Tell whether such a thing is at an address; what somebody typed may end like one of the routes below it."""
     try:
-        return hasattr(await visit.find(scope, path), field)
+        return isinstance(await visit.find(scope, path), kind)
     except HandclaspError as error:
         if error.kind is not Kind.BAD_REQUEST:
             raise

@@ -12,6 +12,7 @@ from handclasp.console.render import identity_link
 from handclasp.console.turns import turns
 from handclasp.console.visit import Answer, Go, Raw, Shown, Visit, as_file
 from handclasp.errors import HandclaspError, Kind
+from handclasp.wire.inventory import IdentityDetail
 
 PAGE = 50
 """Rows on a page of a list."""
@@ -61,7 +62,7 @@ async def identity(visit: Visit) -> Answer:
     """Show one identity: what it is, whose, its certificates over time, where they are, and what to do next."""
     name = visit.query.get("name", "")
     detail = await visit.get(f"/v1/identities/{name}")
-    if not hasattr(detail, "line"):  # a name that ends like one of the routes below an identity
+    if not isinstance(detail, IdentityDetail):  # a name that ends like one of the routes below an identity
         raise HandclaspError(Kind.NOT_FOUND, "there is no such identity")
     owners = await visit.find("owners:read", "/v1/owners", {"limit": "500"})
     context = {
