@@ -12,6 +12,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from handclasp.clock import rfc3339
 from handclasp.inventory.export import CSV_COLUMNS, FORMATS
 from handclasp.inventory.filters import parse
 from handclasp.inventory.search import Inventory
@@ -27,13 +28,13 @@ def clock() -> int:
     return NOW
 
 
-async def written(format_: str, pages: list[list[Certificate]]) -> bytes:
+async def written(format_: str, pages: list[list[Certificate]], now: int = NOW) -> bytes:
     async def give() -> AsyncIterator[list[Certificate]]:
         for page in pages:
             yield page
 
     write = FORMATS[format_][0]
-    return b"".join([part async for part in write(give(), parse("certificates", {"state": "valid"}, NOW), NOW)])
+    return b"".join([part async for part in write(give(), parse("certificates", {"state": "valid"}, now), now)])
 
 
 async def exported(url: str, format_: str, **query: str) -> tuple[bytes, Estate]:
@@ -89,6 +90,16 @@ def test_strange_certificates_are_valid_too(changes: dict[str, object]) -> None:
         setattr(strange, name, value)
     data = asyncio.run(written("cbom", [[strange]]))
     assert_valid(data)
+
+
+@pytest.mark.parametrize(("early", "state"), [(0, "active"), (1000, "pre-activation")])
+def test_a_certificate_is_active_from_the_second_it_begins(early: int, state: str) -> None:
+    begins = NOW - NOW % 1000
+    new = certificate("a1" * 32, "spiffe://example.org/web", state="valid")
+    new.not_before, new.not_after = rfc3339(begins + early), rfc3339(begins + 60_000)
+    document = json.loads(asyncio.run(written("cbom", [[new]], begins + 250)))
+    found = [one["cryptoProperties"].get("certificateProperties") for one in document["components"]]
+    assert [one["certificateState"] for one in found if one] == [[{"state": state}]]
 
 
 def test_nothing_is_a_document_too() -> None:

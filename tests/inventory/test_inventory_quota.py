@@ -8,12 +8,15 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
-from handclasp.inventory.quota import DAY, LOOK_AGAIN, Quota, Quotas
+from handclasp.errors import HandclaspError, Kind
+from handclasp.inventory import statements
+from handclasp.inventory.quota import DAY, LOOK_AGAIN, Bringer, Quota, Quotas
 from handclasp.inventory.record import Recorder
 from handclasp.server.instance import open_instance
 from handclasp.server.settings import Settings
 from handclasp.server.setup import initialise
 from handclasp.store import tables
+from handclasp.store.writes import Write
 from handclasp.wire.filescans import agent_of, key_of
 from handclasp.wire.observations import Observed, Recorded, Seen, Sightings
 from support.inventory import Watch, foreign, sha, watch
@@ -56,11 +59,49 @@ def test_places_of_one_agent_end_at_its_quota(migrated_url: str, tmp_path: Path)
             entries = [one["what"] for one in await here.house.entries() if one["type"] == "sightings.limited"]
             assert entries == [{"agent": agent, "of": "locations", "quota": 10, "source": "1"} for agent in (WEB, DB)], "once a day each"
 
+            done = await record(to, *places(here, WEB, 40, 41, problem="locked"), *places(here, WEB, 42))
+            assert (done.locations, done.failed, done.refused) == (0, 2, 1), "what could not be read either is counted once"
+
             assert (await record(to, *places(here, WEB, 30))).refused == 1
             await here.recorder.forget_source(1)
             assert (await record(to, *places(here, WEB, 30))).refused == 1
             here.house.here.clock.pass_(LOOK_AGAIN / 1000)
             assert (await record(to, *places(here, WEB, 30))).refused == 0, "there is room again, and that is noticed"
+
+    asyncio.run(run())
+
+
+def test_whoever_asks_several_times_at_once_gets_no_more(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path) as here:
+            quotas = Quotas(here.store, here.house.here.clock, Quota(locations=20), Quota())
+            granted = await asyncio.gather(*(quotas.places(Bringer(1, WEB, "web-1"), 9) for _ in range(5)))
+            assert sum(granted) == 20
+
+    asyncio.run(run())
+
+
+def test_what_is_refused_is_counted_once_however_often_it_is_tried(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path) as here:
+            to = recorder(here, Quota(certificates=1))
+            commit, failed = here.store.ledger.commit, 0
+
+            async def conflicting(write: Write) -> int:
+                nonlocal failed
+                if not failed and any(change.statement is statements.fail_location for change in write.changes):
+                    failed += 1
+                    raise HandclaspError(Kind.CONFLICT, "another process was faster")
+                return int(await commit(write))
+
+            here.store.ledger.commit = conflicting
+            [place] = places(here, WEB, 1)
+            place.certificates = [Seen(der=foreign(f"{number}.example.org", now=here.now)) for number in range(3)]
+            assert (await record(to, place)).refused == 0, "more than a quota at once takes all of it"
+            [other] = places(here, WEB, 2)
+            other.certificates = [Seen(der=foreign("more.example.org", now=here.now))]
+            done = await record(to, other)
+            assert (failed, done.locations, done.refused) == (1, 0, 1)
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ from cryptography import x509
 from sqlalchemy import insert, select
 
 from handclasp.authority.keystore import KeyStore
+from handclasp.inventory import adopt, reconcile
 from handclasp.inventory.detail import SHOWN, Details
 from handclasp.inventory.identities import Identities
 from handclasp.inventory.places import Places
@@ -17,10 +18,11 @@ from handclasp.inventory.resolve import Resolver
 from handclasp.inventory.retention import Retention
 from handclasp.inventory.search import Inventory
 from handclasp.inventory.states import Graces
-from handclasp.pki.ca import sign_issuing
+from handclasp.pki.ca import self_signed_root, sign_issuing
 from handclasp.store import tables
 from handclasp.store.writes import Change, Write
 from handclasp.wire.observations import Covered, Seen
+from support.authorities import key_of
 from support.installation import BASE, BY, PASSPHRASE
 from support.inventory import SOURCE, foreign, rogue, sha, watch
 
@@ -122,6 +124,23 @@ def test_what_ended_by_a_clock_that_was_ahead_has_not_ended(migrated_url: str, t
     asyncio.run(run())
 
 
+def test_a_clock_that_was_ahead_is_put_right_for_all_at_once(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reconcile, "AT_ONCE", 2)
+
+    async def run() -> None:
+        async with watch(tmp_path) as here:
+            leaves = [foreign(f"{number}.example.net", now=here.now, lifetime=3600) for number in range(5)]
+            here.pass_(DAY)
+            await here.see(here.at("x", *leaves))
+            assert set((await here.states()).values()) == {"expired_served"}
+            here.pass_(-DAY)
+            for _ in range(3):
+                await here.settle()
+            assert await here.states() == {sha(leaf): "foreign" for leaf in leaves}
+
+    asyncio.run(run())
+
+
 def test_an_authority_that_is_imported_later_is_ours_and_what_it_signed_too(migrated_url: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with watch(tmp_path, migrated_url) as here:
@@ -148,6 +167,44 @@ def test_an_authority_that_is_imported_later_is_ours_and_what_it_signed_too(migr
             assert await here.reconciler.recount() == {}
             await here.settle()
             assert len([one for one in await here.house.entries() if one["type"] == "certificate.unissued"]) == 3
+
+    asyncio.run(run())
+
+
+def test_authorities_that_are_imported_together_are_none_that_was_never_issued(migrated_url: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            authorities, root_key = here.house.here.authorities, key_of("p256", 8)
+            root = self_signed_root(root_key, common_name="far root", now=here.now, lifetime=90 * DAY, serial=5)
+            request, subject = authorities.request("second", "example.org"), "example.org issuing"
+            second = sign_issuing(root_key, root, request, subject=subject, now=here.now, lifetime=80 * DAY, serial=77)
+            await here.see(here.at("tls:a:443", root, Seen(der=second, role="served")))
+            assert await here.states() == {sha(root): "foreign", sha(second): "foreign"}
+            await authorities.import_root("far", "example.org", root, by=BY, base_url=BASE)
+            await authorities.import_issuing("second", "far", second, by=BY, base_url=BASE)
+            await here.settle()
+            assert await here.states() == {}
+            assert await unissued_entries(here) == 0
+
+    asyncio.run(run())
+
+
+def test_everything_that_an_imported_authority_signed_is_looked_at(migrated_url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(adopt, "AT_ONCE", 2)
+
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            authorities, root_key = here.house.here.authorities, key_of("p256", 8)
+            root = self_signed_root(root_key, common_name="far root", now=here.now, lifetime=90 * DAY, serial=5)
+            signer = (x509.load_der_x509_certificate(root), root_key)
+            names = [f"spiffe://example.org/prod/{number}" for number in range(7)]
+            many = [
+                foreign("", uri=uri, subject={}, signer=signer, now=here.now, lifetime=3600 * (n // 3)) for n, uri in enumerate(names, 3)
+            ]
+            await here.see(*(here.at(f"tls:{n}:443", one) for n, one in enumerate(many)))
+            await authorities.import_root("far", "example.org", root, by=BY, base_url=BASE)
+            await here.settle()
+            assert await here.states() == {sha(one): "unissued" for one in many}
 
     asyncio.run(run())
 
@@ -230,5 +287,27 @@ def test_what_ended_long_ago_where_nobody_looks_any_more_goes_and_comes_back_whe
             assert (await here.states())[sha(der)] == "expired_served"
             assert await unissued_entries(here) == 0
             assert await here.reconciler.recount() == {}
+
+    asyncio.run(run())
+
+
+def test_a_place_that_is_read_again_while_old_ones_are_forgotten_is_left_alone(migrated_url: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with watch(tmp_path, migrated_url) as here:
+            der = foreign("old.example.net", now=here.now, lifetime=DAY)
+            await here.see(here.at("host", der))
+            here.pass_(200 * DAY)
+            retention = Retention(here.store, here.house.here.clock, 3 * DAY, pause=0)
+            commit = here.store.ledger.commit
+
+            async def late(write: Write) -> int:
+                here.store.ledger.commit = commit
+                await here.see(here.at("host", der))
+                return await commit(write)
+
+            here.store.ledger.commit = late
+            await asyncio.wait_for(retention.run(), 30)
+            assert here.store.ledger.commit == commit
+            assert await here.number(tables.sighting, tables.sighting.c.ended_at.is_(None)) == 1
 
     asyncio.run(run())

@@ -6,10 +6,10 @@ over the place. Until then it is foreign, or signed by our root and never issued
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, or_, select, text, update
+from sqlalchemy import ColumnElement, Row, and_, or_, select, text, true, update
 
 from handclasp.authority import facts
 from handclasp.clock import Clock
@@ -50,14 +50,20 @@ class Adoption:
         """
         done = 0
         place = int(await self._store.meta(PLACE) or 0)
-        authority = tables.authority
-        for row in await self._store.rows(select(authority).where(authority.c.id > place).order_by(authority.c.id)):
-            done += await self._adopt(facts.from_row(row))
-            kept = Change(statements.keep_place, rows=[{"name": PLACE, "value": str(row.id)}])
-            await self._store.ledger.commit(Write([], [kept]))
+        rows = await self._store.rows(select(tables.authority).order_by(tables.authority.c.id))
+        if not rows or rows[-1].id <= place:
+            return 0
+        every = [facts.from_row(row) for row in rows]
+        certificates = OurAuthorities(every).certificates
+        for one in every:
+            if one.id > place:
+                done += await self._adopt(one, certificates)
+                kept = Change(statements.keep_place, rows=[{"name": PLACE, "value": str(one.id)}])
+                await self._store.ledger.commit(Write([], [kept]))
         return done
 
-    async def _adopt(self, one: facts.Authority) -> int:
+    async def _adopt(self, one: facts.Authority, certificates: Collection[bytes]) -> int:
+        """Look at one authority; ``certificates`` are those of all of ours."""
         itself = [one.sha256, *(chains.fingerprint(above) for above in one.chain)]
         await self._store.ledger.commit(Write([], [Change(statements.doubt, rows=[{"sha256": sha256} for sha256 in itself])]))
         await self._reconciler.judge(itself)
@@ -66,20 +72,24 @@ class Adoption:
         issuer = tables.issuer.c
         named = or_(issuer.name == bounded(name_text(subject)), issuer.key_id == chains.key_id(one.certificate))
         for row in await self._store.rows(select(issuer.id, issuer.authority_id).where(named)):
-            done += await self._signed(row, one, ours)
+            done += await self._signed(row, one, ours, certificates)
         return done
 
-    async def _signed(self, issuer: Row[Any], one: facts.Authority, ours: OurAuthorities) -> int:
+    async def _signed(self, issuer: Row[Any], one: facts.Authority, ours: OurAuthorities, certificates: Collection[bytes]) -> int:
         """Go through what names this issuer, and is nobody's of ours yet."""
-        found, done, after, is_named = tables.found.c, 0, b"", False
+        found, done, is_named = tables.found.c, 0, False
         query = select(tables.found).where(found.issuer_id == issuer.id, found.authority_id.is_(None), found.der.is_not(None))
-        while rows := await self._store.rows(query.where(found.sha256 > after).order_by(found.sha256).limit(AT_ONCE)):
-            after = bytes(rows[-1].sha256)
+        # As its index has them: in another order each page would read all that this issuer signed, which may be everything.
+        query = query.order_by(found.not_after, found.sha256).limit(AT_ONCE)
+        after: ColumnElement[bool] = true()
+        while rows := await self._store.rows(query.where(after)):
+            end, last = rows[-1].not_after, bytes(rows[-1].sha256)
+            after = and_(found.not_after >= end, or_(found.not_after > end, found.sha256 > last))
             theirs = []
             for row in rows:
                 reading = read_certificate(bytes(row.der))
                 is_named = is_named or ours.named(reading) is not None
-                if bytes(row.sha256) not in ours.certificates and ours.signer_of(reading, bytes(row.der)) is not None:
+                if bytes(row.sha256) not in certificates and ours.signer_of(reading, bytes(row.der)) is not None:
                     theirs.append(row)
             if theirs:
                 await self._take(theirs, one)

@@ -44,9 +44,10 @@ async def cbom(pages: AsyncIterator[list[Certificate]], filters: Filters, now: i
     """Yield one CycloneDX 1.7 document."""
     yield msgspec.json.encode(_head(filters, now))[:-1] + b',"components":['
     encode, written = msgspec.json.Encoder().encode, _Written()
+    second = rfc3339(now - now % 1000)  # certificates begin with a whole one, and times are compared as they are written
     separator = b"\n"
     async for page in pages:
-        parts = [encode(part) for one in page for part in _components(one, written, rfc3339(now))]
+        parts = [encode(part) for one in page for part in _components(one, written, second)]
         yield separator + b",\n".join(parts)
         separator = b",\n"
     yield b"\n]}\n"

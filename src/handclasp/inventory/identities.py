@@ -262,7 +262,7 @@ def _state_conditions(state: str | None, now: int) -> list[Condition]:
 def _identity(row: Row[Any], newest: _Newest | None, now: int) -> Identity:
     held = newest.certificate if newest is not None else None
     sha256, end, renew_before, origin = row.newest, row.newest_not_after, row.newest_renew_before, row.newest_origin
-    if held is not None and (origin != "issued" or end is None or held.not_after >= end):
+    if held is not None and (origin != "issued" or end is None or _is_newest(held, sha256, end)):
         sha256, end, renew_before, origin = held.sha256, held.not_after, held.renew_before, "issued"
         if held.revoked_at is not None:  # it is to be replaced from then on; the summary says so a moment later
             renew_before = min(renew_before, held.revoked_at)
@@ -279,6 +279,11 @@ def _identity(row: Row[Any], newest: _Newest | None, now: int) -> Identity:
         newest_renew_before=rfc3339(renew_before) if renew_before is not None else None,
         state=_state(end, renew_before, now),
     )
+
+
+def _is_newest(held: Any, newest: bytes, end: int) -> bool:
+    """Tell whether a certificate is newer than what the summary has. One that is revoked and ends later may have been replaced since."""
+    return bool(held.not_after >= end and (held.revoked_at is None or bytes(held.sha256) == bytes(newest)))
 
 
 def _state(end: int | None, renew_before: int | None, now: int) -> str:

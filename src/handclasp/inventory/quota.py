@@ -71,14 +71,18 @@ class Quotas:
         most = self._of(bringer).locations
         if not most:
             return wanted
-        held = self._held.pop(bringer, None)
+        before = held = self._held.get(bringer)
         is_full = held is not None and held.number + wanted > most and self._clock() - held.at >= LOOK_AGAIN
         if held is None or held.added * 10 >= most or is_full:
-            held = _Held(await self._count(bringer, most), self._clock())
+            counted = _Held(await self._count(bringer, most), self._clock())
+            # Whoever counted at the same time has granted something since, of which no row may be there yet.
+            other = self._held.get(bringer)
+            held = counted if other is None or other is before else other
         granted = max(0, min(wanted, most - held.number))
         held.number += granted
         held.added += granted
         self._held[bringer] = held
+        self._held.move_to_end(bringer)
         if len(self._held) > _KEPT:
             self._held.popitem(last=False)
         if granted < wanted:

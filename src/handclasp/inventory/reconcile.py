@@ -82,9 +82,11 @@ class Reconciler:
         now, column = self._clock(), tables.standing.c
         if 0 <= now - self._looked_at < MINUTE:
             return 0
-        self._looked_at = now
         early = select(column.sha256).where(column.state == EXPIRED_SERVED, column.not_after > now).limit(AT_ONCE)
-        return await self.judge([bytes(row.sha256) for row in await self._store.rows(early)])
+        rows = await self._store.rows(early)
+        if len(rows) < AT_ONCE:
+            self._looked_at = now
+        return await self.judge([bytes(row.sha256) for row in rows])
 
     async def judge(self, certificates: Iterable[bytes]) -> int:
         """Judge these certificates (those of them that have a standing); return how many. Durable on return."""
@@ -138,7 +140,7 @@ class Reconciler:
         wanted = [bytes(row.sha256) for row in standings]
         issued = {bytes(row.sha256): row for row in await self._store.rows(_issued(wanted))}
         found = {bytes(row.sha256): row for row in await self._store.rows(_found([one for one in wanted if one not in issued]))}
-        own = await self._authorities([sha256 for sha256, row in found.items() if row.is_ca and row.authority_id is not None])
+        own = await self._authorities([sha256 for sha256, row in found.items() if row.is_ca])
         # A foreign authority's certificate is kept and trusted in many places: in use it is where a server shows it as its own.
         authorities = {sha256 for sha256, row in found.items() if row.is_ca and row.authority_id is None}
         seen = await self._sightings([one for one in wanted if one not in authorities], (*ROLES, LISTED))

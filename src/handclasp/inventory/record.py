@@ -14,6 +14,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Any
 
 from msgspec import structs
@@ -57,7 +58,8 @@ CHANGED_AT_ONCE = 100
 """Locations in one write that hold something else than before: each of them is some ten rows."""
 MAX_CERTIFICATES = 300
 """Certificates in such a write; one location may have more, and is written whole."""
-ATTEMPTS = 6
+ATTEMPTS = 10
+_CHANCE = SystemRandom()
 
 _Before = dict[int, Open]
 """By location, what was seen there."""
@@ -74,6 +76,8 @@ class _Chunk:
     """With the location's row as it was; None for a new one."""
     missing: list[dict[str, Any]] = field(default_factory=list)
     """Locations that have no row yet."""
+    refused: int = 0
+    """Locations of which the certificates are beyond a quota."""
 
     def pieces(self) -> Iterator[_Chunk]:
         """Yield it in writes that do not hold up others for long."""
@@ -193,18 +197,21 @@ class Recorder:
     async def _record(self, call: _Call, part: Sequence[Observed], keys: Sequence[str], done: Recorded) -> None:
         for attempt in range(ATTEMPTS):
             chunk = await self._compare(call.source_id, part, keys)
+            unread = len(chunk.failed)
             refused = await self._leave_out(chunk, call, done) if chunk.missing and self._quotas is not None else 0
             fault("record.read")
             try:
                 for piece in chunk.pieces():
                     await self._apply(piece, done, call)
+                    refused += piece.refused
             except HandclaspError as error:
                 if error.kind is not Kind.CONFLICT or attempt == ATTEMPTS - 1:
                     raise
-                await asyncio.sleep(0.01 * attempt)  # another process recorded one of these locations this very moment: look again
+                # Another process recorded one of these locations this very moment: look again, and not all in step.
+                await asyncio.sleep(_CHANCE.uniform(0, 0.02 * 2 ** min(attempt, 4)))
                 continue
-            done.locations += len(part) - len(chunk.failed) - refused
-            done.failed += len(chunk.failed)
+            done.locations += len(part) - unread - refused
+            done.failed += unread
             done.refused += refused
             done.certificates += sum(len(observed.certificates) for observed in part if observed.problem is None)
             return
@@ -233,12 +240,13 @@ class Recorder:
         return chunk
 
     async def _leave_out(self, chunk: _Chunk, call: _Call, done: Recorded) -> int:
-        """Take out of a chunk the new locations that are beyond a quota; return how many these are."""
+        """Take out of a chunk the new locations that are beyond a quota; return how many of these had been read."""
         assert self._quotas is not None
         new: dict[Bringer, list[str]] = {}
         for row in chunk.missing:
             new.setdefault(call.bringer(row["key"], row["host"]), []).append(row["key"])
         refused: set[str] = set()
+        unread = len(chunk.failed)
         for bringer, keys in new.items():
             granted = await self._quotas.places(bringer, len(keys))
             if granted < len(keys):
@@ -248,7 +256,7 @@ class Recorder:
             chunk.missing = [row for row in chunk.missing if row["key"] not in refused]
             chunk.failed = [one for one in chunk.failed if one[1] not in refused]
             chunk.changed = [(look, row) for look, row in chunk.changed if row is not None or look.key not in refused]
-        return len(refused)
+        return len(refused) - (unread - len(chunk.failed))
 
     async def _over(self, brought: Collection[Look], call: _Call, done: Recorded) -> dict[Bringer, str]:
         """Return who brings more new certificates than their quota lets them, with the reason. ``brought`` has one for each."""
@@ -275,8 +283,7 @@ class Recorder:
                     chunk.changed.append((look, row))
                 else:
                     chunk.failed.append((structs.replace(look.observed, problem=problem), look.key, look.at))
-            done.refused += len(whole) - len(chunk.changed)
-            done.locations -= len(whole) - len(chunk.changed)
+            chunk.refused = len(whole) - len(chunk.changed)
 
     async def _apply(self, chunk: _Chunk, done: Recorded, call: _Call) -> None:
         changes: list[Change] = []

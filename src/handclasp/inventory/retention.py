@@ -135,10 +135,10 @@ class Retention:
 
     async def _forget_over(self, places: Sequence[int], limit: int) -> None:
         sighting, location = tables.sighting, tables.location
-        here = and_(sighting.c.location_id.in_(places), sighting.c.ended_at.is_(None), _is_over(sighting, limit))
+        still = _exists(sighting, location.c.id == sighting.c.location_id, location.c.seen_at < limit)
+        here = and_(sighting.c.location_id.in_(places), sighting.c.ended_at.is_(None), _is_over(sighting, limit), still)
         query = select(sighting.c.id, sighting.c.sha256, sighting.c.location_id).where(here)
         while rows := await self._store.rows(query.limit(AT_ONCE)):
-            still = _exists(sighting, location.c.id == sighting.c.location_id, location.c.seen_at < limit)
             theirs = location.c.id.in_({row.location_id for row in rows})
             changes = [
                 Change(delete(sighting).where(sighting.c.id.in_([row.id for row in rows]), still)),

@@ -32,7 +32,7 @@ _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
-class _Person:
+class _Sampled:
     names: str
     """All of them, in lines."""
     own: str
@@ -46,7 +46,7 @@ class Sample:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._people: list[_Person] = []
+        self._sampled: list[_Sampled] = []
         self._names: dict[Filters, list[str]] = {}
         self._until = 0.0
         self._reading: asyncio.Task[None] | None = None
@@ -62,15 +62,15 @@ class Sample:
 
     def guess(self, text: str | None, own: Filters) -> float | None:
         """Return how many identities have ``text`` in a name and meet ``own``, about; None without a sample."""
-        if not self._people:
+        if not self._sampled:
             return None
         names = self._names.get(own)
         if names is None:
             if len(self._names) >= _QUESTIONS:
                 self._names.clear()
-            names = self._names[own] = [one.names for one in self._people if _meets(one, own)]
+            names = self._names[own] = [one.names for one in self._sampled if _meets(one, own)]
         hits = len(names) if text is None else sum([text in one for one in names])
-        return self.population * hits / len(self._people)
+        return self.population * hits / len(self._sampled)
 
     async def _read(self, last: int) -> None:
         # Numbers that are spread evenly, and not in steps: whoever made them may have done it in turns.
@@ -78,20 +78,20 @@ class Sample:
         identity, link, name = tables.identity, tables.identity_name, tables.name
         columns = (identity.c.id, identity.c.name, identity.c.owner, identity.c.tier, identity.c.environment, name.c.text)
         joined = identity.join(link, link.c.identity_id == identity.c.id).join(name, name.c.id == link.c.name_id)
-        people: dict[int, _Person] = {}
+        sampled: dict[int, _Sampled] = {}
         with contextlib.suppress(HandclaspError):
             for start in range(0, len(numbers), _TOGETHER):
                 some = among(identity.c.id, numbers[start : start + _TOGETHER], self._store.is_sqlite)
                 for row in await self._store.rows(select(*columns).select_from(joined).where(some)):
-                    known = people.get(row.id)
+                    known = sampled.get(row.id)
                     names = row.text if known is None else f"{known.names}\n{row.text}"
-                    people[row.id] = _Person(names, row.name, row.owner, row.tier, row.environment)
+                    sampled[row.id] = _Sampled(names, row.name, row.owner, row.tier, row.environment)
             self._names.clear()
-            self._people, self._until = list(people.values()), time.monotonic() + KEPT_SECONDS
-            self.population = last * len(people) // len(numbers)
+            self._sampled, self._until = list(sampled.values()), time.monotonic() + KEPT_SECONDS
+            self.population = last * len(sampled) // len(numbers)
 
 
-def _meets(one: _Person, own: Filters) -> bool:
+def _meets(one: _Sampled, own: Filters) -> bool:
     if own.owner is not None and one.owner != (None if own.owner == NOBODY else own.owner):
         return False
     if own.spiffe is not None and one.own != own.spiffe and not one.own.startswith(f"{own.spiffe}/"):
