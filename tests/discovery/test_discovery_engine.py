@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from sqlalchemy import select
@@ -12,6 +12,7 @@ from sqlalchemy import select
 from handclasp.discovery.endings import parts_of
 from handclasp.discovery.leases import ATTEMPTS, Progress
 from handclasp.discovery.scans import problems_of
+from handclasp.discovery.source import Part
 from handclasp.discovery.sources import Wanted
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
@@ -114,6 +115,25 @@ def test_a_scan_that_cannot_be_planned_has_failed(migrated_url: str) -> None:
         row = await house.scans.get(scan)
         assert (row.state, row.problem) == ("failed", "count is negative")
         assert (await house.sources.get("numbers")).problem == "count is negative"
+
+    with_store(migrated_url, body)
+
+
+class HalfPlanned(NumbersKind):
+    """Finds a part, and then no more."""
+
+    async def plan(self, settings: object, scope: object, tools: object) -> AsyncIterator[Part]:
+        yield Part({"first": 0, "end": 5}, places=5)
+        raise HandclaspError(Kind.BAD_SETTING, "the rest cannot be listed")
+
+
+def test_parts_of_a_plan_that_failed_do_not_count(migrated_url: str) -> None:
+    async def body(store: Store) -> None:
+        house = Discovery(store, HalfPlanned())
+        scan = await house.begin(await house.add(count=10))
+        await house.finish()
+        row = await house.scans.get(scan)
+        assert (row.state, row.problem, row.total) == ("failed", "the rest cannot be listed", 0)
 
     with_store(migrated_url, body)
 

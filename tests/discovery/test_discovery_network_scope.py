@@ -200,3 +200,21 @@ def test_a_part_that_an_older_version_planned_is_counted_when_it_is_read() -> No
         return [item async for item in NETWORK.read(asked, Part({"network": "127.0.0.0/30"}), "", Tools(lambda: BEGAN, BEGAN, scope))]
 
     assert counted(asyncio.run(run()))[:2] == (4, 4)
+
+
+def test_what_is_known_of_a_unit_is_asked_once() -> None:
+    asked: list[str] = []
+
+    async def ask(unit: str) -> frozenset[str]:
+        asked.append(unit)
+        await asyncio.sleep(0.05)
+        return frozenset()
+
+    async def run() -> None:
+        scope, part = Scope(allow=["127.0.0.0/28"]), Part({"network": "127.0.0.0/28"})
+        wanted = NetworkSettings(ports=["1"], rate=5000, host_rate=5000)
+        async for _ in NETWORK.read(wanted, part, "", Tools(lambda: BEGAN, BEGAN, scope, known=ask)):
+            pass
+
+    asyncio.run(run())
+    assert asked == ["127.0.0.0/28"]

@@ -115,12 +115,41 @@ def test_a_lost_lease_is_a_conflict() -> None:
         run(FakeServer(LOST), lambda desk: desk.report(LEASED, Sightings(), Progress()))
 
 
+def test_what_was_read_under_a_lost_lease_is_let_go_of() -> None:
+    """One error for all of them would keep what each had read, by its traceback."""
+    errors = []
+    for _ in range(2):
+        with pytest.raises(HandclaspError) as caught:
+            run(FakeServer(LOST), lambda desk: desk.report(LEASED, Sightings(), Progress()))
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+
+
 @pytest.mark.parametrize("kind", [Kind.NOT_ALLOWED, Kind.TOO_LARGE, Kind.BAD_REQUEST])
 def test_a_refusal_is_not_repeated(kind: Kind) -> None:
     server = FakeServer(HandclaspError(kind, "no"))
     with refused(kind):
         run(server, lambda desk: desk.report(LEASED, Sightings(), Progress()))
     assert len(server.records) == 1
+
+
+@pytest.mark.parametrize("answer", [LOST, HandclaspError(Kind.NOT_ALLOWED, "no")])
+def test_who_has_lost_a_part_is_not_busy_with_it(answer: Any) -> None:
+    """``collect --once`` waits until nobody is."""
+
+    async def act(desk: RemoteDesk) -> bool:
+        leased = await desk.take()
+        assert leased is not None
+        assert desk.busy
+        desk._heard[leased.lease] = float("-inf")  # nothing was said for long
+        if answer is LOST:
+            assert not await desk.held(leased)
+        else:
+            with refused(Kind.NOT_ALLOWED):
+                await desk.failed(leased, Sightings(), Progress(), "it cannot be read", final=False)
+        return desk.busy
+
+    assert run(FakeServer(PartLease(scan="scan-1", part=3, lease="lease-1", seconds=60.0), answer), act) is False
 
 
 def test_whether_a_lease_is_held_is_asked_when_it_is_time() -> None:

@@ -136,3 +136,10 @@ def test_a_token_goes_to_the_vault_that_its_keeper_named_alone(tmp_path: Path) -
             read(VAULT, settings, tools(secrets=tmp_path))
         assert caught.value.kind is Kind.BAD_SETTING
         assert TOKEN not in str(caught.value)
+
+
+def test_what_is_no_address_is_among_no_hosts(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token.hosts").write_text("vault.example.org:port\n")
+    with pytest.raises(HandclaspError, match="may not be sent to"):
+        tools(secrets=tmp_path).token("token", "https://[vault")

@@ -23,7 +23,8 @@ async def identity_of_call(store: Store, path: Mapping[str, Any], body: Mapping[
     if row is None:
         return None
     said = tables.assignment.c
-    query = select(said.owner, said.evidence, said.stands).where(said.identity_id == row.id, said.stands != "")  # of each identity, one
+    # ``stands`` is empty but for what gives the owner, or for the best guess: one row.
+    query = select(said.owner, said.evidence, said.stands).where(said.identity_id == row.id, said.stands != "")
     return Owned(row.owner, [Said(one.owner, one.evidence, one.stands) for one in await store.rows(query)])
 
 

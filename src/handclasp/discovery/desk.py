@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
-from handclasp.discovery.leases import LOST, Leased, Leases, Progress
+from handclasp.discovery.leases import Leased, Leases, Progress, lost
 from handclasp.discovery.patience import patiently
 from handclasp.errors import HandclaspError, Kind
 from handclasp.faults import fault
@@ -124,7 +124,7 @@ class LocalDesk:
     async def _record(self, leased: Leased, sightings: Sightings) -> Recorded:
         """Record sightings, or find out what a dry run asks, and return what came of it."""
         if not await self._leases.held(leased):  # of a source that was removed, nothing may be recorded any more
-            raise LOST
+            raise lost()
         if leased.dry:
             return Recorded(locations=0, changed=0, failed=0, certificates=0, fresh=await self._probe(sightings), gone=0)
         return await self._sink(leased.source_id, with_facts(sightings, leased.facts), leased.scan)

@@ -244,7 +244,7 @@ class _Reading:
     async def fail(self, problem: str, *, final: bool) -> None:
         """Hand in what was read before it failed."""
         if self.leased.number == PLAN:
-            self._progress.parts = []
+            self._progress.parts, self._progress.total = [], 0  # the next planner finds them again
         await self._hand_in(lambda leased, sightings, progress: self._desk.failed(leased, sightings, progress, problem, final=final))
 
     async def _hand_in(self, how: Callable[[Leased, Sightings, Progress], Any]) -> None:

@@ -41,7 +41,6 @@ PLAN = 0
 """The number of the part that plans the others."""
 
 _scan, _part, _source = tables.scan.c, tables.scan_part.c, tables.source.c
-LOST = HandclaspError(Kind.CONFLICT, "this part was taken by another worker, or its scan was stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,11 @@ class Progress:
     problem: str | None = None
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Of the part that plans: what it found so far."""
+
+
+def lost() -> HandclaspError:
+    """Return the error of a lease that is lost: one of its own each time, as its traceback holds on to what was read under that lease."""
+    return HandclaspError(Kind.CONFLICT, "this part was taken by another worker, or its scan was stopped")
 
 
 class Leases:
@@ -178,7 +182,7 @@ class Leases:
         """The part could not be read on: it is tried again from its place after a pause, or given up, ``final`` or after four attempts."""
         row = await patiently(lambda: self._store.row(select(_part.attempts).where(_mine(leased))), self._patience)
         if row is None:
-            raise LOST
+            raise lost()
         given_up = final or row.attempts >= ATTEMPTS
         pause = round(PAUSE * 1000 * 4 ** (row.attempts - 1))
         values = {"state": "failed" if given_up else "waiting", "leased_until": None if given_up else self._clock() + pause}
@@ -247,7 +251,7 @@ class Leases:
         if progress.place is not None:
             values["place"] = progress.place
         still = exists(select(_scan.id).where(_scan.id == leased.scan, _scan.state.in_(OPEN)))
-        changes = [Change(update(tables.scan_part).where(_mine(leased), still).values(values), expect=1, conflict=LOST)]
+        changes = [Change(update(tables.scan_part).where(_mine(leased), still).values(values), expect=1, conflict=lost())]
         added: dict[str, Any] = {
             name: tables.scan.c[name] + count
             for name in ("total", "read", "failed", "certificates", "fresh", "gone")

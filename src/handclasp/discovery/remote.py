@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from handclasp.discovery.leases import LOST, Leased, Progress
+from handclasp.discovery.leases import Leased, Progress, lost
 from handclasp.errors import HandclaspError, Kind
 from handclasp.wire.discovery import LeaseRequest, PartLease, PartRecord, PartRecorded
 from handclasp.wire.observations import Observed, Sightings
@@ -89,11 +89,14 @@ class RemoteDesk:
         if time.monotonic() - self._heard.get(leased.lease, float("-inf")) < leased.seconds / 3:
             return True
         try:
-            return (await self._record(leased, PartRecord(lease=leased.lease))).held
+            is_held = (await self._record(leased, PartRecord(lease=leased.lease))).held
         except HandclaspError as error:
             if error.kind not in _PASSING:
                 raise
             return True  # nobody knows; the server will say when it is back
+        if not is_held:
+            self._forget(leased)
+        return is_held
 
     async def report(self, leased: Leased, sightings: Sightings, progress: Progress) -> None:
         """See :class:`~handclasp.discovery.desk.Desk`."""
@@ -107,7 +110,10 @@ class RemoteDesk:
         """See :class:`~handclasp.discovery.desk.Desk`."""
         self.given_up += 1
         _log.warning("a part of %s could not be read: %s", leased.source, problem)
-        await self._hand_in(leased, sightings, progress, {"gives_up": True, "final": final, "problem": problem[:4096]})
+        try:
+            await self._hand_in(leased, sightings, progress, {"gives_up": True, "final": final, "problem": problem[:4096]})
+        finally:
+            self._forget(leased)  # also when the server does not hear of it: nobody reads this part here any more
 
     async def release(self, leased: Leased) -> None:
         """See :class:`~handclasp.discovery.desk.Desk`."""
@@ -156,7 +162,7 @@ class RemoteDesk:
                 continue
             if not answer.held:
                 self._forget(leased)
-                raise LOST
+                raise lost()
             return
 
     async def _record(self, leased: Leased, record: PartRecord) -> PartRecorded:

@@ -62,7 +62,8 @@ class Tools:
         """Raise ``not_allowed`` unless a connection may go to this address."""
         check_address(address, insecure=self.scope.loopback)
         parsed = ipaddress.ip_address(address.partition("%")[0])
-        if any(form in network for form in forms_of(parsed) for network in _networks(self.scope.deny)):
+        denied, forms = _networks(self.scope.deny), forms_of(parsed)
+        if any(form in network for network in denied for form in forms):
             raise HandclaspError(Kind.NOT_ALLOWED, f"the scope denies {address}")
 
     def http(
@@ -133,7 +134,7 @@ class Tools:
         line; without a port 443). Without such a file it goes nowhere. Raises ``bad_setting``.
         """
         to = _server_of(url)
-        if to not in self._hosts(path):
+        if not to or to not in self._hosts(path):
             raise HandclaspError(
                 Kind.BAD_SETTING,
                 f"the file {path} may not be sent to {to}",

@@ -15,7 +15,7 @@ from handclasp.discovery.desk import LocalDesk
 from handclasp.discovery.endings import parts_of
 from handclasp.discovery.imports.record import check_import
 from handclasp.discovery.kinds import KINDS, load_kind
-from handclasp.discovery.leases import LOST, MAX_PARTS, Leased, Progress
+from handclasp.discovery.leases import MAX_PARTS, Leased, Progress, lost
 from handclasp.discovery.options import options_of
 from handclasp.discovery.scans import problems_of, scans_query
 from handclasp.discovery.source import Scope
@@ -198,7 +198,7 @@ async def record_part(call: Call) -> PartRecorded:
     )  # fmt: skip
     try:
         if leased is None:
-            raise LOST
+            raise lost()
         await _take(desk, leased, body, progress)
     except HandclaspError as error:
         if error.kind is not Kind.CONFLICT:

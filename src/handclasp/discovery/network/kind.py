@@ -145,6 +145,8 @@ class _PartReading:
         self._paces: dict[str, Pace] = {}
         """By address: several names may lead to one host."""
         self._known: dict[str, frozenset[str] | None] = {}
+        self._asking = asyncio.Lock()
+        """So that hosts that are looked at together ask once what is known of their unit."""
         self._unsure: set[str] = set()
         """Units of which something did not answer: nobody can say that they were listed whole."""
 
@@ -245,8 +247,9 @@ class _PartReading:
         return [*found, Count(total=len(found) - 1)] if found else [Count(read=1)]
 
     async def _is_known(self, unit: str, key: str) -> bool:
-        if unit not in self._known:
-            self._known[unit] = await self._tools.known(unit) if self._tools.known is not None else None
+        async with self._asking:
+            if unit not in self._known:
+                self._known[unit] = await self._tools.known(unit) if self._tools.known is not None else None
         known = self._known[unit]
         return known is not None and key in known
 
