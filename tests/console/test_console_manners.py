@@ -113,6 +113,13 @@ def test_a_thousand_names_are_folded() -> None:
     assert "<details>" not in made.render(values=["one"], visit=None)
 
 
+def test_the_first_heading_of_what_is_found_is_marked_as_such() -> None:
+    visit = SimpleNamespace(method="POST", opens=lambda _address: True, query={})
+    found = [("Owners", [], "/console/owners"), ("Agents", [], "/console/agents")]
+    page = environment().get_template("find.html").render(frame="partial.html", visit=visit, text="a", found=found)
+    assert re.findall("<h2.*?>", page) == ['<h2 class="first">', "<h2>"]
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -362,3 +369,14 @@ def test_a_scan_that_waits_says_for_whom(browser: Any, place: Place) -> None:
     with visiting(browser, place.live) as visitor:
         page = visitor.sign_in().go(f"scans/{place.world.scan}")
         assert page.locator("code").inner_text() == "handclasp collect --source edge"
+
+
+def test_a_button_stays_where_a_page_asks_by_itself(browser: Any, place: Place) -> None:
+    """It comes anew each second, and must not take away what somebody is pressing, or has come to with the keyboard."""
+    with scripted(browser, place) as visitor:
+        page = visitor.go(f"scans/{place.world.scan}")
+        stop = page.get_by_role("button", name="Stop").element_handle()
+        stop.focus()
+        for _ in range(2):
+            page.wait_for_event("response", lambda answer: "/console/scans/" in answer.url)
+        assert stop.evaluate("one => one.isConnected && one === document.activeElement")

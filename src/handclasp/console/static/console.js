@@ -187,6 +187,12 @@
     held = null;
   });
 
+  // What is beside a list comes with it. While it is the same, or was just pressed, it stays: somebody may be about to press it.
+  document.addEventListener("htmx:oobBeforeSwap", function (event) {
+    var there = event.detail.target, fresh = event.detail.fragment.firstElementChild;
+    event.detail.shouldSwap = !there.querySelector("[data-sent]") && fresh.innerHTML !== there.innerHTML;
+  });
+
   window.addEventListener("resize", function () { drawn(document, function (chart) { chart.resize(); }); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () { draw(document); });
   prepare(document);
