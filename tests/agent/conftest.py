@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.helping import open_up
+from support.places import open_up
 
 
 @pytest.fixture

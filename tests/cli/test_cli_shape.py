@@ -255,4 +255,6 @@ def test_init_says_what_it_made_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "s.toml").write_text("")
     more = run("init", "--config", "s.toml", "--passphrase-file", "a b")
     assert more.stderr == "start it with: handclasp serve --config s.toml --passphrase-file 'a b'\n"
+    both = run("init", "--config", "s.toml", "--data", "/srv/x")
+    assert both.stderr == "start it with: handclasp serve --config s.toml --data /srv/x\n"
     assert run("init", "--data", "/srv/x", "--json").stdout == '{"made": true, "data": "/srv/x"}\n'

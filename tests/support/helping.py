@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp  # noqa: F401  (before the test changes its user, who may be unable to read where Python lies)
 import json
 import os
 import subprocess
@@ -33,13 +34,6 @@ AUTHORITY = FakeAuthority()
 def content() -> Content:
     """Return another content each time."""
     return contents.content(AUTHORITY)
-
-
-def open_up(path: Path) -> None:
-    """Let everybody through to a test's directory; pytest lets nobody."""
-    for part in (path, *path.parents):
-        if "pytest" in str(part):
-            part.chmod(0o711)
 
 
 def configure(home: Path, *targets: dict[str, Any]) -> Path:

@@ -44,7 +44,7 @@ def serve(**flags: Any) -> int:
 @pass_state
 def init(state: State, new_admin_token: bool, **flags: Any) -> None:
     """Make a data directory: database, root and issuing authority, admin token."""
-    given = {"--config": flags.get("config"), "--passphrase-file": flags.get("passphrase_file")}
+    given = {"--config": flags.get("config"), "--data": flags.get("data"), "--passphrase-file": flags.get("passphrase_file")}
     if new_admin_token:
         settings = load_settings(flags)
         file = finish(server_part("server.local", "create_admin_token")(settings))
@@ -57,7 +57,7 @@ def init(state: State, new_admin_token: bool, **flags: Any) -> None:
         terminal.write_fields([(name.replace("_", " "), value) for name, value in made.items()])
     if not new_admin_token:
         if not given["--config"]:
-            given = {"--data": made["data"], **given}
+            given["--data"] = made["data"]
         words = (shlex.quote(str(word)) for flag, value in given.items() if value for word in (flag, value))
         terminal.say(f"start it with: handclasp serve {' '.join(words)}")
 
