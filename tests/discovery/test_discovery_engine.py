@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import select
@@ -17,29 +17,8 @@ from handclasp.discovery.sources import Wanted
 from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
-from support.discovery import ORIGIN, PERSON, Discovery, NumbersKind
+from support.discovery import ORIGIN, PERSON, Discovery, Now, NumbersKind, with_store
 from support.errors import refused
-
-NOW = 1_800_000_000_000
-
-
-class Now:
-    def __init__(self) -> None:
-        self.at = NOW
-
-    def __call__(self) -> int:
-        return self.at
-
-
-def with_store(url: str, body: Callable[[Store], Awaitable[None]]) -> None:
-    async def run() -> None:
-        store = await Store.open(url, migrate=False)
-        try:
-            await body(store)
-        finally:
-            await store.close()
-
-    asyncio.run(run())
 
 
 async def log_types(store: Store) -> list[str]:

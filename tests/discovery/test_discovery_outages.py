@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 
 import pytest
 from sqlalchemy import select, update
@@ -17,31 +16,11 @@ from handclasp.errors import HandclaspError, Kind
 from handclasp.store import tables
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
-from support.discovery import Discovery
+from support.discovery import Discovery, Now, with_store
 from support.errors import refused
 
-NOW = 1_800_000_000_000
 HOURS = 3_600_000
 _part, _source = tables.scan_part.c, tables.source.c
-
-
-class Now:
-    def __init__(self) -> None:
-        self.at = NOW
-
-    def __call__(self) -> int:
-        return self.at
-
-
-def with_store(url: str, body: Callable[[Store], Awaitable[None]]) -> None:
-    async def run() -> None:
-        store = await Store.open(url, migrate=False)
-        try:
-            await body(store)
-        finally:
-            await store.close()
-
-    asyncio.run(run())
 
 
 def away(*_: object) -> HandclaspError:

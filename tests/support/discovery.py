@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -24,6 +24,30 @@ from handclasp.wire.observations import Recorded, Seen, Sightings
 
 PERSON = TokenPrincipal("t1", "tester", None, Grant("token:t1"))
 ORIGIN = {"door": "test"}
+NOW = 1_800_000_000_000
+
+
+class Now:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.at = NOW
+
+    def __call__(self) -> int:
+        return self.at
+
+
+def with_store(url: str, body: Callable[[Store], Awaitable[None]]) -> None:
+    """Run a test's body with a store on a migrated database."""
+
+    async def run() -> None:
+        store = await Store.open(url, migrate=False)
+        try:
+            await body(store)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
 
 
 class Numbers(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

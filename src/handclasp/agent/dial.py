@@ -17,7 +17,7 @@ def dial(host: str, port: int, path: Path | None, *, timeout: float) -> socket.s
     try:
         connection.settimeout(timeout)
         connection.connect(str(path))
-    except BaseException:
+    except BaseException:  # also when it is interrupted: the socket is closed, and what happened is raised on
         connection.close()
         raise
     return connection

@@ -56,7 +56,7 @@ async def open_instance(settings: Settings, *, worker: int = 0, clock: Clock = s
     store = await Store.open(settings.database_url, clock, window=settings.commit_window, migrate=migrate)
     try:
         return await _open(settings, store, keystore, clock, worker)
-    except BaseException:
+    except BaseException:  # also when it is cancelled: no connection stays open behind what is raised on
         await store.close()
         raise
 
