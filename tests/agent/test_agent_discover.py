@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -19,7 +20,7 @@ from handclasp.agent.discover.rules import Rules, foreign_mounts
 from handclasp.agent.discover.scan import Heard, Order, Scan
 from handclasp.errors import HandclaspError
 from handclasp.pki import keys
-from handclasp.wire.filescans import FileScan, FileSightings
+from handclasp.wire.filescans import FileScan, FileSightings, whole_unit
 from handclasp.wire.observations import Observed
 from support.certfiles import Maker, der, key_pem, p12, pem, put
 
@@ -355,6 +356,31 @@ def test_the_agents_own_state_is_skipped_and_nothing_is_missing_for_that(host: H
     assert host.last.covered == [f"files:{ME}:{path}" for path in named], "the scan is whole"
     assert list(host.scan("glob", paths=[f"{host.root}/*"], rules=rules, memory=False)) == ["tls.pem"]
     assert (host.last.problem, host.last.skipped) == (None, None)
+
+
+def test_what_is_no_longer_looked_at_is_in_another_unit(host: Host) -> None:
+    """Else the unit would be listed whole without it, and it would seem gone."""
+    put(host.root / "kept.pem", pem(LEAF))
+    put(host.root / "left/out.pem", pem(LEAF))
+    assert sorted(host.scan()) == ["kept.pem", "left/out.pem"]
+    everything = f"files:{ME}:{host.root}"
+    assert host.last.covered == [everything]
+    allow, units = (str(host.root),), {everything}
+    narrower: list[dict[str, Any]] = [
+        {"rules": Rules(allow=allow, excludes=("left",))},
+        {"rules": Rules(allow=allow, deny=(f"{host.root}/left",))},
+        {"max_depth": 0},
+    ]
+    for number, less in enumerate(narrower):
+        told = host.scan(f"less {number}", **less)
+        assert sorted(told) == ["kept.pem"], "it is told anew, in its new unit"
+        (covered,) = host.last.covered
+        assert told["kept.pem"].unit == covered
+        assert whole_unit(covered) == everything
+        units.add(covered)
+        assert host.scan(f"again {number}", **less) == {}
+        assert (host.unchanged, host.last.covered) == (["kept.pem"], [covered])
+    assert len(units) == 4
 
 
 def test_a_file_alone_and_roots_in_each_other(host: Host) -> None:

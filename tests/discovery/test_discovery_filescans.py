@@ -161,6 +161,26 @@ def test_one_part_for_each_agent_that_is_meant(migrated_url: str, tmp_path: Any)
     asyncio.run(run())
 
 
+def test_what_an_agent_no_longer_looks_at_is_not_gone(migrated_url: str, tmp_path: Any) -> None:
+    async def run() -> None:
+        async with room(migrated_url, tmp_path) as here:
+            await here.agent(WEB)
+            await here.source(FilesSettings(paths=["/etc"]))
+            await here.scan("one")
+            found = [seen(WEB, path) for path in ("/etc/a.pem", "/etc/b.pem", "/etc/left/out.pem")]
+            await here.scans.take(WEB, FileSightings(scan="one", observed=found, covered=[unit_of(WEB, "/etc")], done=True))
+            less = unit_of(WEB, "/etc", "left")
+            for name, paths in (("two", ["/etc/a.pem", "/etc/b.pem"]), ("three", ["/etc/a.pem"])):
+                here.house.clock.pass_(60)
+                await here.scan(name)
+                told = [seen(WEB, path, unit=less) for path in paths]
+                await here.scans.take(WEB, FileSightings(scan=name, observed=told, covered=[less], done=True))
+            left = [path for path in ("/etc/a.pem", "/etc/b.pem", "/etc/left/out.pem") if await here.open_at(key_of(WEB, path))]
+            assert left == ["/etc/a.pem", "/etc/left/out.pem"]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -175,6 +195,9 @@ def test_one_part_for_each_agent_that_is_meant(migrated_url: str, tmp_path: Any)
         FileSightings(scan="one", unchanged=[Unchanged(key=key_of(DB, "/etc/x.pem"), digest="d1")]),
         FileSightings(scan="one", covered=[unit_of(DB, "/etc")]),
         FileSightings(scan="one", covered=["files:"]),
+        FileSightings(scan="one", covered=[unit_of(DB, "/etc", "x")]),
+        FileSightings(scan="one", covered=[unit_of(WEB, "/opt", "x")]),
+        FileSightings(scan="one", covered=[unit_of(WEB, "/etc") + "~nothing"]),
         FileSightings(scan="one", unread=[Unread(path="etc", problem="closed")]),
     ],
 )

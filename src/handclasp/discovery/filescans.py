@@ -25,7 +25,7 @@ from handclasp.store import tables
 from handclasp.store.chunks import in_chunks
 from handclasp.store.database import Store
 from handclasp.store.writes import Change, Write
-from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings, host_of, key_of, unit_of
+from handclasp.wire.filescans import FileRecorded, FileScanList, FileSightings, host_of, key_of, unit_of, whole_unit
 from handclasp.wire.observations import Covered, Observed, Recorded, Sightings
 
 AWAY = 30 * 86_400_000
@@ -227,12 +227,14 @@ def _check_own(found: FileSightings, identity: str, host: str, settings: FilesSe
     """An agent tells of itself, and of nobody else: whoever has one host must not be able to say what is on another."""
     prefix, units = key_of(identity, "/"), {unit_of(identity, path) for path in settings.paths}
     for one in found.observed:
-        own = one.key.startswith(prefix) and one.host == host and one.kind in KINDS and one.unit in units
+        own = (
+            one.key.startswith(prefix) and one.host == host and one.kind in KINDS and not units.isdisjoint((one.unit, whole_unit(one.unit)))
+        )
         # A file has the certificate's bytes: with a fingerprint and a name alone, anything could be said of anybody.
         if not own or any(seen.role == "served" or seen.der is None for seen in one.certificates):
             raise HandclaspError(Kind.BAD_REQUEST, "an agent tells of the files of its own host alone")
     keys = [*(one.key for one in found.unchanged), *(key_of(identity, one.path) for one in found.unread)]
-    if not all(key.startswith(prefix) for key in keys) or not units.issuperset(found.covered):
+    if not all(key.startswith(prefix) for key in keys) or any(units.isdisjoint((unit, whole_unit(unit))) for unit in found.covered):
         raise HandclaspError(Kind.BAD_REQUEST, "an agent tells of the files of its own host alone")
 
 

@@ -6,6 +6,7 @@ An agent says of itself what it found, and of nobody else: each key begins with 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from handclasp.wire.base import Request, Response
 from handclasp.wire.observations import Observed, Recorded, Text
 
 _AGENTS = re.compile(r"(?:file|agent):(spiffe://[^:]+):")
+_MARK = re.compile(r"~[0-9a-f]{8}\Z")
 
 
 def host_of(identity: str) -> str:
@@ -33,9 +35,19 @@ def agent_of(key: str) -> str:
     return found[1] if found is not None else ""
 
 
-def unit_of(identity: str, pattern: str) -> str:
-    """Return the unit that lists what lies under one path (or glob) of a source's settings, on one agent's host."""
-    return f"files:{identity}:{pattern}"
+def unit_of(identity: str, pattern: str, limits: str = "") -> str:
+    """Return the unit that lists what lies under one path (or glob) of a source's settings, on one agent's host.
+
+    ``limits`` stands for what is left out of it (empty: nothing): with other limits it is another unit, so that what is no longer looked at
+    does not seem gone.
+    """
+    mark = f"~{hashlib.sha256(limits.encode()).hexdigest()[:8]}" if limits else ""
+    return f"files:{identity}:{pattern}{mark}"
+
+
+def whole_unit(unit: str) -> str:
+    """Return the unit that leaves nothing out, of which this one is a part."""
+    return _MARK.sub("", unit)
 
 
 class FileScan(Response, kw_only=True):

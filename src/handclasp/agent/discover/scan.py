@@ -86,7 +86,7 @@ class Scan:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._order, self._scan, self._rules, self._tell, self._clock = order, order.scan, rules, tell, clock
-        self._memory = Memory(Path(order.memory), _asked(order, passwords), order.scan.scan) if order.memory else None
+        self._memory = Memory(Path(order.memory), _asked(order, rules, passwords), order.scan.scan) if order.memory else None
         self._looker = Looker(self._key, order.host, most=order.scan.max_size, passwords=passwords, risky=risky)
         self._pause, self._spent, self._files = pause, time.thread_time(), 0
         self._chunk = _Chunk()
@@ -110,7 +110,7 @@ class Scan:
         if self._files >= self._scan.max_files:
             self._problems.append(f"only the first {self._scan.max_files} files were looked at")
         whole = not self._problems
-        covered = [unit_of(self._order.identity, pattern) for pattern in self._scan.paths] if whole else []
+        covered = [self._unit(pattern) for pattern in self._scan.paths] if whole else []
         self._send("", done=True, covered=covered)
         if self._memory and not self._over:
             self._memory.finish(whole=whole)
@@ -124,9 +124,12 @@ class Scan:
             if roots.skipped:
                 self._skipped.append(shown(roots.skipped))
             for root in roots.paths:
-                found.setdefault(root, unit_of(self._order.identity, pattern))
+                found.setdefault(root, self._unit(pattern))
         inside = {root for root in found for other in found if root != other and root.startswith(other.rstrip("/") + "/")}
         return sorted(((root, unit) for root, unit in found.items() if root not in inside), key=lambda pair: pair[0].split("/"))
+
+    def _unit(self, pattern: str) -> str:
+        return unit_of(self._order.identity, pattern, _limits(self._scan, self._rules))
 
     def _stopped(self) -> bool:
         return self._over or self._files >= self._scan.max_files
@@ -242,7 +245,14 @@ def _behind(root: str, after: str) -> bool:
     return parts < last and parts != last[: len(parts)]
 
 
-def _asked(order: Order, passwords: Sequence[str]) -> str:
+def _limits(scan: FileScan, rules: Rules) -> str:
+    """Return what stands for what a scan leaves out; empty where that is nothing but what is always left out."""
+    usual = FileScan(scan="", source="", paths=[])
+    limits = (sorted(rules.excludes), sorted(rules.deny), scan.max_depth, scan.max_size)
+    return repr(limits) if limits != ([], [], usual.max_depth, usual.max_size) else ""
+
+
+def _asked(order: Order, rules: Rules, passwords: Sequence[str]) -> str:
     """Return what stands for everything that decides what is told of a file; passwords only as part of a digest."""
-    parts = [order.identity, order.host, str(order.scan.max_size), *order.scan.paths]
+    parts = [order.identity, order.host, str(order.scan.max_size), _limits(order.scan, rules), *order.scan.paths]
     return hashlib.sha256("\0".join([*parts, "", *passwords]).encode("utf-8", "surrogateescape")).hexdigest()
