@@ -9,7 +9,6 @@ every kind in the same way.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 from msgspec import Meta, Struct
 from msgspec import field as struct_field
 
-from handclasp.wire.observations import Covered, Observed
+from handclasp.wire.observations import Covered, Observed, unit_mark
 
 if TYPE_CHECKING:
     from handclasp.discovery.tools import Tools
@@ -45,12 +44,9 @@ class Scope(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_
 
     @property
     def mark(self) -> str:
-        """What to put into the name of a unit that is filtered by :meth:`admits`; empty where nothing is.
-
-        What the scope leaves out is not read. With another scope it is another unit, so that nothing of the old one seems gone.
-        """
+        """What to put into the name of a unit that is filtered by :meth:`admits`, see :func:`unit_mark`; empty without limits."""
         limits = (self.allow, self.deny)
-        return "~" + hashlib.sha256(repr(limits).encode()).hexdigest()[:8] if any(limits) else ""
+        return unit_mark(repr(limits) if any(limits) else "")
 
     def admits(self, name: str) -> bool:
         """Tell whether a name (a namespace, a domain, a region) may be read: exact or with ``*``, lower and upper case alike; deny wins."""

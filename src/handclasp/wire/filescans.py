@@ -6,14 +6,13 @@ An agent says of itself what it found, and of nobody else: each key begins with 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
 from handclasp.wire.base import Request, Response
-from handclasp.wire.observations import Observed, Recorded, Text
+from handclasp.wire.observations import Observed, Recorded, Text, unit_mark
 
 _AGENTS = re.compile(r"(?:file|agent):(spiffe://[^:]+):")
 _MARK = re.compile(r"~[0-9a-f]{8}\Z")
@@ -38,11 +37,9 @@ def agent_of(key: str) -> str:
 def unit_of(identity: str, pattern: str, limits: str = "") -> str:
     """Return the unit that lists what lies under one path (or glob) of a source's settings, on one agent's host.
 
-    ``limits`` stands for what is left out of it (empty: nothing): with other limits it is another unit, so that what is no longer looked at
-    does not seem gone.
+    ``limits`` stands for what is left out of it (empty: nothing).
     """
-    mark = f"~{hashlib.sha256(limits.encode()).hexdigest()[:8]}" if limits else ""
-    return f"files:{identity}:{pattern}{mark}"
+    return f"files:{identity}:{pattern}{unit_mark(limits)}"
 
 
 def whole_unit(unit: str) -> str:

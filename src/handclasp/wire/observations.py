@@ -6,6 +6,7 @@ never in here: only that one is there, whose it is (SPKI) and who could read it.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
@@ -70,6 +71,14 @@ class Observed(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=T
     """Evidence of ownership: ``namespace``, ``namespace_labels``, ``workload``, ``workload_labels``, ``tags``, ``host_group``."""
     problem: Text | None = None
     """Why it could not be read. That is no absence: what was seen there before stays open."""
+
+
+def unit_mark(limits: str) -> str:
+    """Return what to add to the name of a unit that is read with limits: ``~`` and eight digits; nothing without any.
+
+    With other limits it is another unit (:class:`Covered`), so that nothing seems gone that is merely no longer looked at.
+    """
+    return f"~{hashlib.sha256(limits.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}" if limits else ""
 
 
 class Covered(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import socket
 from collections import deque
@@ -37,6 +36,7 @@ from handclasp.discovery.network.targets import Network, Port, Targets, parse_na
 from handclasp.discovery.source import Count, Covered, Failed, Part, Place, Reading, Runs, Scope
 from handclasp.discovery.tools import Tools
 from handclasp.errors import HandclaspError, Kind
+from handclasp.wire.observations import unit_mark
 
 _NO_ADDRESS = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 HOSTS_IN_PART = 64
@@ -269,7 +269,7 @@ def _understood(settings: NetworkSettings, scope: Scope) -> _Plan:
 def _mark(plan: _Plan, scope: Scope) -> str:
     """Return what names the way in which a range is looked at."""
     way = (plan.settings.ports, plan.names, scope.deny, scope.loopback)
-    return "~" + hashlib.sha256(repr(way).encode()).hexdigest()[:8]
+    return unit_mark(repr(way))
 
 
 def _targets_of(spec: dict[str, Any], targets: Targets, mark: str) -> Iterator[_Target]:
